@@ -1,0 +1,98 @@
+"""Windtunnel: what happens to an image classifier when the world is not kind. Targets and includes, nothing else.
+
+    snakemake --cores 8              the whole run of config/config.yaml: tables, figures, results/report.html
+    snakemake --cores 8 tables       up to a milestone: images, models, attacks, defenses, scores, tables, figures
+    snakemake bill                   what the run would cost, before it runs
+    snakemake --cores 8 --configfile config/tiny.yaml      another run
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.10")
+
+
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+container: "docker://python:3.11"
+
+
+report: "report/workflow.rst"
+
+
+include: "rules/common.smk"
+include: "rules/images.smk"
+include: "rules/models.smk"
+include: "rules/attacked.smk"
+include: "rules/defended.smk"
+include: "rules/observed.smk"
+include: "rules/scored.smk"
+include: "rules/summarised.smk"
+include: "rules/presented.smk"
+
+
+localrules:
+    all,
+    images,
+    models,
+    attacks,
+    defenses,
+    scores,
+    tables,
+    figures,
+
+
+rule all:
+    """The whole run: everything below, the report, and a verdict that fails if any cell failed."""
+    default_target: True
+    input:
+        "results/report.html",
+        "results/verdict.ok",
+
+
+rule images:
+    """Milestone: all image sets, shifted ones included."""
+    input:
+        [f"results/images/{d}/manifest.json" for d in PLAN.datasets],
+        [f"results/images/{s}/shifted.json" for s in PLAN.shifted_sets],
+
+
+rule models:
+    """Milestone: all models provided."""
+    input:
+        [f"results/models/{m}/card.json" for m in PLAN.models],
+
+
+rule attacks:
+    """Milestone: all attacked images."""
+    input:
+        [f"results/attacked/{m}/{s}/{b}.json" for m, s, b in PLAN.attack_jobs],
+
+
+rule defenses:
+    """Milestone: all clean image sets purified."""
+    input:
+        [f"results/defended/{s}/{f}.json" for s, f in PLAN.purified],
+
+
+rule scores:
+    """Milestone: the sample tables, scores included."""
+    input:
+        SAMPLE_FILES,
+
+
+rule tables:
+    """Milestone: samples, cells, metrics, costs and the printed tables."""
+    input:
+        "results/tables/cells.parquet",
+        "results/tables/metrics.parquet",
+        "results/tables/costs.parquet",
+        "results/tables/printed/index.json",
+
+
+rule figures:
+    """Milestone: the figures."""
+    input:
+        FIGURES,

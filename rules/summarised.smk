@@ -1,0 +1,75 @@
+"""Summaries. In: sample tables and manifests. Out: results/metrics/{model}.parquet, results/tables/{cells,metrics,costs}.parquet."""
+
+
+rule summarise_model:
+    """Metrics with intervals of one model: a pure function of its samples."""
+    input:
+        lambda w: [f"results/tables/samples/{m}.{b}.parquet" for m, b in PLAN.score_jobs if m == w.model],
+    output:
+        "results/metrics/{model}.parquet",
+    log:
+        "results/logs/summarise_model/{model}.log",
+    benchmark:
+        "results/benchmarks/summarise_model/{model}.tsv"
+    resources:
+        mem_mb=1500,
+    params:
+        plan=plan_digest("summarise_model"),
+    script:
+        "../scripts/summarise_model.py"
+
+
+rule summarise_metrics:
+    """All models' metrics, with means over training seeds and paired tests between models."""
+    input:
+        [f"results/metrics/{m}.parquet" for m in PLAN.judges],
+    output:
+        "results/tables/metrics.parquet",
+    log:
+        "results/logs/summarise_metrics.log",
+    benchmark:
+        "results/benchmarks/summarise_metrics.tsv"
+    resources:
+        mem_mb=1500,
+    params:
+        plan=plan_digest("summarise_metrics"),
+    script:
+        "../scripts/summarise_metrics.py"
+
+
+rule summarise_cells:
+    """One row per cell: settings, counts, honesty checks, digests, versions."""
+    input:
+        samples=SAMPLE_FILES,
+        cards=[f"results/models/{m}/card.json" for m in PLAN.models],
+        manifests=MANIFESTS,
+    output:
+        "results/tables/cells.parquet",
+    log:
+        "results/logs/summarise_cells.log",
+    benchmark:
+        "results/benchmarks/summarise_cells.tsv"
+    resources:
+        mem_mb=2000,
+    params:
+        plan=plan_digest("summarise_cells"),
+    script:
+        "../scripts/summarise_cells.py"
+
+
+rule summarise_costs:
+    """Seconds, memory and gradient evaluations of every part: the one table that differs between two runs."""
+    input:
+        MANIFESTS,
+    output:
+        "results/tables/costs.parquet",
+    log:
+        "results/logs/summarise_costs.log",
+    benchmark:
+        "results/benchmarks/summarise_costs.tsv"
+    resources:
+        mem_mb=500,
+    params:
+        plan=plan_digest("summarise_costs"),
+    script:
+        "../scripts/summarise_costs.py"

@@ -1,0 +1,8 @@
+"""Print the tables."""
+
+from windtunnel.jobs import script
+
+with script(snakemake) as plan:
+    from windtunnel.stages import present
+
+    present.write_tables(plan)

@@ -1,0 +1,10 @@
+"""Say whether every cell of the run succeeded."""
+
+from pathlib import Path
+
+from windtunnel.jobs import script
+
+with script(snakemake) as plan:
+    from windtunnel.jobs import verdict
+
+    verdict(list(snakemake.input.manifests), Path(snakemake.output[0]))

@@ -1,0 +1,403 @@
+"""Classifiers, heads, the guard, and training on a problem with a known answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from windtunnel.backend import torch
+from windtunnel.models import base, heads, recipes, robustness, train
+from windtunnel.models.augment import shear, shift_lines
+from windtunnel.models.build import build_classifier
+from windtunnel.models.spec import ModelSpec, find_spec, model_name, read_catalogue, recipe_digest, split_name
+
+CATALOGUE = read_catalogue()
+
+
+def fresh(name: str = "digits-cnn", seed: int = 0) -> base.Classifier:
+    spec = CATALOGUE[name]
+    return build_classifier(
+        architecture=spec.architecture, head=str(spec.head), recipe=spec.recipe, classes=spec.classes, seed=seed
+    )
+
+
+def images(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def lived_in(name: str) -> base.Classifier:
+    """A model whose running statistics are no longer the initial 0 and 1, frozen."""
+    model = fresh(name)
+    for k in range(3):
+        model(images(16, seed=k))
+    for parameter in model.head.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return base.freeze(model)
+
+
+# ---- backend
+
+
+def test_timm_imports_in_a_fresh_process():
+    code = (
+        "from windtunnel.backend import declare_torchvision_operators as declare; declare(); declare(); "
+        "import timm, torchvision, torch; assert torch.get_num_threads() == 1"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# ---- architectures
+
+
+@pytest.mark.parametrize("name", ["digits-cnn", "digits-vit"])
+def test_architecture_has_the_promised_size_and_maps(name):
+    model = base.freeze(fresh(name))
+    x = images(3)
+    h = model.features(x)
+    assert 0.4e6 < sum(p.numel() for p in model.parameters()) < 0.6e6
+    assert h.shape == (3, model.body.feature_dim) and h.dtype == torch.float32
+    assert model.maps(x).shape == (3, model.body.feature_dim, 4, 4)
+    torch.testing.assert_close(model.maps(x).mean(dim=(2, 3)), h)
+    torch.testing.assert_close(model(x), model.logits_from(h))
+
+
+def test_normalisation_is_inside():
+    model = base.freeze(fresh())
+    x = images(2)
+    torch.testing.assert_close(model.normalise(x), (x - 0.5) / 0.25)
+    torch.testing.assert_close(model.features(x), model.body((x - 0.5) / 0.25))
+
+
+def test_rows_do_not_know_of_each_other():
+    for name in ("digits-cnn", "digits-abet", "digits-vit"):
+        model = lived_in(name)
+        x = images(9)
+        torch.testing.assert_close(model(x)[:2], model(x[:2]), rtol=1e-4, atol=1e-4)
+
+
+def test_initial_weights_depend_on_the_seed_alone_and_leave_the_callers_random_state():
+    torch.manual_seed(11)
+    before = torch.random.get_rng_state()
+    first = base.state_digest(fresh(seed=1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(12)
+    assert base.state_digest(fresh(seed=1)) == first
+    assert base.state_digest(fresh(seed=2)) != first
+
+
+# ---- heads
+
+
+@pytest.mark.parametrize("name", ["digits-cnn", "digits-abet", "digits-coslin", "digits-vit"])
+def test_head_arrays_replay_the_model(name):
+    model = lived_in(name)
+    with torch.no_grad():
+        h = model.features(images(40))
+        logits = model.logits_from(h).numpy()
+        own = model.head.temperature(h).numpy() if hasattr(model.head, "temperature") else np.ones(40)
+    arrays = model.head_arrays()
+    np.testing.assert_allclose(arrays.temperature(h.numpy()), own, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(arrays.logits(h.numpy()), logits, rtol=1e-4, atol=1e-5)
+    if name == "digits-abet":
+        assert own.std() > 1e-3, "the temperature must differ between samples or the test says nothing"
+    if name == "digits-coslin":
+        assert own.std() == 0 and 0 < own[0] < 1
+
+
+def test_abet_head_is_the_formula_of_the_paper():
+    head = heads.build_head("abet", features=5, classes=3).double().eval()
+    norm = head.temperature_norm
+    norm.running_mean.fill_(0.3), norm.running_var.fill_(2.0), norm.weight.data.fill_(1.7), norm.bias.data.fill_(-0.2)
+    h = torch.tensor([[1.0, -2.0, 0.5, 0.0, 3.0], [0.1, 0.2, 0.3, 0.4, 0.5]], dtype=torch.float64)
+    w, v, b = head.weight.detach(), head.temperature_linear.weight.detach()[0], head.temperature_linear.bias.detach()
+    for row, z in zip(h, head(h).detach(), strict=True):
+        u = (v @ row + b[0] - 0.3) / (2.0 + 1e-5) ** 0.5 * 1.7 - 0.2
+        temperature = 1 / (1 + torch.exp(-u)) + 1e-12
+        cosine = (w @ row) / ((w.norm(dim=1) + 1e-4) * (row.norm() + 1e-4))
+        torch.testing.assert_close(z, cosine / temperature, rtol=1e-12, atol=1e-12)
+
+
+def test_abet_head_has_the_parameters_of_the_paper():
+    """Linear(d, 1) and BatchNorm1d(1) add d + 3 numbers: 67 for d = 64 (reference implementation)."""
+    head = heads.build_head("abet", features=64, classes=10)
+    assert sum(p.numel() for p in head.parameters()) == 640 + 67
+
+
+def test_cosines_do_not_depend_on_the_length_of_the_feature():
+    head = heads.build_head("cosine_global", features=8, classes=4).eval()
+    h = torch.rand(6, 8) + 0.1
+    torch.testing.assert_close(head(h), head(100 * h), rtol=1e-3, atol=1e-4)
+    assert float((head(h).abs() * head.temperature(h)[:, None]).detach().max()) < 1
+
+
+def test_unknown_head_is_refused_by_name():
+    with pytest.raises(ValueError, match="abett"):
+        heads.build_head("abett", features=4, classes=2)
+
+
+# ---- guard
+
+
+def test_a_quiet_user_passes_the_guard():
+    model = lived_in("digits-abet")
+    x = images(4).requires_grad_(True)
+    with base.guarded(model) as same:
+        torch.autograd.grad(same(x).sum(), x)
+    base.assert_frozen(model)
+
+
+@pytest.mark.parametrize("what", ["train mode", "one module", "requires_grad", "parameter", "buffer", "statistics"])
+def test_the_guard_finds_and_mends_every_change(what):
+    model = lived_in("digits-abet")
+    before = base.state_digest(model)
+
+    def change():
+        if what == "train mode":
+            model.train()
+        elif what == "one module":
+            model.head.temperature_norm.train()
+        elif what == "requires_grad":
+            next(model.parameters()).requires_grad_(True)
+        elif what == "parameter":
+            model.head.weight.data[0, 0] += 1e-6
+        elif what == "buffer":
+            model.mean += 0.01
+        else:
+            model.train(), model(images(8)), model.eval()
+
+    with pytest.raises(base.ModelChanged, match="changed it"):
+        with base.guarded(model):
+            change()
+    base.assert_frozen(model)
+    assert base.state_digest(model) == before
+
+
+def test_an_exception_inside_goes_through_and_the_model_is_mended():
+    model = lived_in("digits-cnn")
+    with pytest.raises(ZeroDivisionError) as caught:
+        with base.guarded(model):
+            model.train()
+            raise ZeroDivisionError("the attack's own")
+    assert "restored" in caught.value.__notes__[0]
+    base.assert_frozen(model)
+
+
+def test_the_guard_refuses_a_model_that_is_not_frozen():
+    model = fresh()
+    with pytest.raises(base.ModelNotFrozen, match="train mode.*require a gradient"):
+        with base.guarded(model):
+            pass
+
+
+def test_state_digest_sees_nan_and_the_sign_of_zero():
+    model = lived_in("digits-cnn")
+    digests = set()
+    for value in (0.0, -0.0, float("nan"), 1.0):
+        model.head.bias.data[0] = value
+        digests.add(base.state_digest(model))
+        assert base.state_digest(model) in digests
+    assert len(digests) == 4
+
+
+# ---- specs and recipes
+
+
+def test_catalogue_holds_the_models_of_the_benchmark():
+    wanted = {"digits-cnn": 5, "digits-abet": 5, "digits-coslin": 5, "digits-at": 3, "digits-vit": 1}
+    assert set(CATALOGUE) == {model_name(entry, seed) for entry, seeds in wanted.items() for seed in range(seeds)}
+    assert CATALOGUE["digits-cnn-s3"].seed == 3 and CATALOGUE["digits-cnn"].seed == 0
+    for spec in CATALOGUE.values():
+        recipes.read_recipe(spec.recipe)
+
+
+def test_the_three_heads_share_one_recipe():
+    """The comparison of AbeT with energy and its control is one of heads, not of recipes."""
+    assert CATALOGUE["digits-cnn"].recipe == CATALOGUE["digits-abet"].recipe == CATALOGUE["digits-coslin"].recipe
+
+
+def test_names_and_seeds_are_each_others_inverse():
+    for entry, seed in [("digits-cnn", 0), ("digits-cnn", 3), ("a-s", 12)]:
+        assert split_name(model_name(entry, seed)) == (entry, seed)
+
+
+def test_unknown_model_names_the_nearest():
+    with pytest.raises(LookupError, match="did you mean 'digits-cnn'"):
+        find_spec("digit-cnn")
+
+
+def test_spec_reports_every_problem_at_once():
+    with pytest.raises(ValueError, match="architecture 'cn'.*head 'lin'.*dataset 'mnist'.*classes is 1"):
+        ModelSpec(name="x", architecture="cn", head="lin", recipe={}, dataset="mnist", classes=1)
+
+
+def test_recipe_reports_every_problem_at_once():
+    bad = {"network": {}, "normalisation": {"mean": [0]}, "training": {"epochs": 1, "speed": 3}}
+    with pytest.raises(recipes.BadRecipe, match="std is missing.*batch is missing.*speed is unknown"):
+        recipes.read_recipe(bad)
+    settings = dict(CATALOGUE["digits-cnn"].recipe)
+    settings["training"] = settings["training"] | {"optimiser": "adam", "epochs": 0}
+    with pytest.raises(recipes.BadRecipe, match="adam.*epochs is 0"):
+        recipes.read_recipe(settings)
+
+
+def test_recipe_digest_moves_with_recipe_seed_and_data_but_not_with_the_name(monkeypatch):
+    from windtunnel.images import photodigits
+    from windtunnel.models import spec as spec_module
+
+    spec = CATALOGUE["digits-cnn"]
+    digest = recipe_digest(spec)
+    assert recipe_digest(dataclasses.replace(spec, name="other")) == digest
+    changed = spec.recipe | {"training": spec.recipe["training"] | {"learning_rate": 0.123}}
+    others = {
+        recipe_digest(dataclasses.replace(spec, seed=1)),
+        recipe_digest(dataclasses.replace(spec, recipe=changed)),
+        recipe_digest(dataclasses.replace(spec, head="abet")),
+    }
+    monkeypatch.setattr(photodigits, "training_digest", lambda: "other arrays")
+    spec_module._data_identity.cache_clear()
+    others.add(recipe_digest(spec))
+    monkeypatch.setattr(spec_module, "ALGORITHM_VERSION", 999)
+    others.add(recipe_digest(spec))
+    monkeypatch.undo()
+    spec_module._data_identity.cache_clear()
+    assert digest not in others and len(others) == 5
+
+
+# ---- augmentation
+
+
+def test_shear_of_zero_is_the_identity_and_slope_moves_rows_by_whole_pixels():
+    picture = np.zeros((1, 8, 8, 1), np.uint8)
+    picture[:, :, 4] = 200
+    assert np.array_equal(shift_lines(picture, np.array([0])), picture)
+    # Slope 32/64: row r moves by 0.5 (r - 3.5): -1.75, -1.25, -.75, -.25, .25, .75, 1.25, 1.75, to the nearest pixel.
+    columns = shift_lines(picture, np.array([32]))[0, :, :, 0].argmax(1)
+    assert columns.tolist() == [2, 3, 3, 4, 4, 5, 5, 6]
+
+
+def test_shear_depends_on_seed_and_epoch_alone_and_keeps_the_input():
+    batch = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    copy = batch.copy()
+    one, same, other = (shear(batch, slope_64=14, seed=1, epoch=e) for e in (2, 2, 3))
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
+    assert np.array_equal(batch, copy) and one.dtype == np.uint8 and one.shape == batch.shape
+
+
+# ---- the training attack, against closed forms
+
+
+class Plane(torch.nn.Module):
+    """Two classes divided by <w, x> + b: the smallest linf perturbation is margin / ||w||_1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.randn(3 * 4 * 4, generator=torch.Generator().manual_seed(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = (x - 0.5).flatten(1) @ self.w
+        return torch.stack([-z, z], dim=1)
+
+
+def test_pgd_reaches_the_closed_form_of_a_linear_model():
+    plane = Plane()
+    x = 0.5 + 0.05 * torch.randn(300, 3, 4, 4, generator=torch.Generator().manual_seed(4))
+    x = x.clamp(0.2, 0.8)
+    y = plane(x).argmax(1)
+    distance = ((x - 0.5).flatten(1) @ plane.w).abs() / plane.w.abs().sum()
+    for eps_255 in (1, 2, 4):
+        eps = eps_255 / 255
+        found = robustness.pgd_accuracy(plane, x, y, eps_255=eps_255)
+        safe, nearly_safe = ((distance > factor * eps).double().mean() for factor in (1.001, 0.98))
+        assert float(safe) - 1e-9 <= found <= float(nearly_safe) + 1e-9
+    assert robustness.pgd_accuracy(plane, x, y, eps_255=0) == 1
+
+
+def test_single_step_stays_in_ball_and_box_and_raises_the_loss():
+    plane = Plane()
+    x = torch.rand(50, 3, 4, 4, generator=torch.Generator().manual_seed(5))
+    y = plane(x).argmax(1)
+    generator = torch.Generator().manual_seed(6)
+    moved = robustness.one_step(plane, x, y, eps=4 / 255, step=5 / 255, generator=generator)
+    assert float((moved - x).abs().max()) <= 4 / 255 + 1e-6
+    assert 0 <= float(moved.min()) and float(moved.max()) <= 1
+    loss = torch.nn.functional.cross_entropy
+    assert float(loss(plane(moved), y)) > float(loss(plane(x), y)) and not moved.requires_grad
+
+
+# ---- training
+
+
+def tiny(name: str, **training) -> ModelSpec:
+    spec = CATALOGUE[name]
+    recipe = {
+        "network": {"channels": [8, 8, 8, 16], "blocks": [1, 1, 1, 1], "stem_width": 4, "output_stride": 8},
+        "normalisation": spec.recipe["normalisation"],
+        "training": spec.recipe["training"] | {"epochs": 3, "batch": 32, "shear_64": 0, "warmup_epochs": 0} | training,
+    }
+    return dataclasses.replace(spec, name="tiny", recipe=recipe, architecture="cnn", classes=2, class_names=())
+
+
+def two_shades(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Dark is 0, bright is 1: a problem every network solves."""
+    draws = np.random.default_rng(epoch)
+    labels = draws.integers(0, 2, 256)
+    pictures = draws.integers(0, 100, (256, 32, 32, 3)) + 120 * labels[:, None, None, None]
+    return pictures.astype(np.uint8), labels
+
+
+def fitted(spec: ModelSpec, progress=train.log_progress) -> base.Classifier:
+    model = build_classifier(
+        architecture="cnn", head=str(spec.head), recipe=spec.recipe, classes=spec.classes, seed=spec.seed
+    )
+    train.fit(model, two_shades, recipes.read_recipe(spec.recipe).training, spec=spec, progress=progress)
+    return base.freeze(model)
+
+
+@pytest.mark.parametrize("name", ["digits-cnn", "digits-abet", "digits-coslin", "digits-at"])
+def test_training_learns_two_shades(name):
+    model = fitted(tiny(name, optimiser="adamw", learning_rate=0.01))
+    x, y = train.as_tensors(*two_shades(99))
+    assert train.accuracy(model, x, y) > 0.97
+
+
+def test_training_twice_gives_the_same_bytes_whatever_the_callers_random_state():
+    torch.manual_seed(1)
+    first = base.state_digest(fitted(tiny("digits-at", epochs=1)))
+    torch.manual_seed(2)
+    assert base.state_digest(fitted(tiny("digits-at", epochs=1))) == first
+    assert base.state_digest(fitted(dataclasses.replace(tiny("digits-at", epochs=1), seed=1))) != first
+
+
+def test_training_reports_each_epoch_to_the_log(caplog):
+    with caplog.at_level(logging.INFO):
+        fitted(tiny("digits-cnn", epochs=2))
+    lines = [r.getMessage() for r in caplog.records]
+    assert [line[:20] for line in lines] == ["tiny: epoch 1 of 2, ", "tiny: epoch 2 of 2, "]
+    assert "loss" in lines[0] and "accuracy" in lines[0] and "images/s" in lines[0]
+
+
+def test_a_diverging_training_is_an_error_with_a_remedy():
+    with pytest.raises(FloatingPointError, match="tiny: the loss of epoch.*lower the learning rate"):
+        fitted(tiny("digits-cnn", optimiser="sgd", learning_rate=1e30))
+
+
+def test_schedule_warms_up_to_the_peak_and_ends_at_zero():
+    training = recipes.read_recipe(tiny("digits-cnn", epochs=10, warmup_epochs=2).recipe).training
+    assert train.schedule(1, training) == pytest.approx(0.5, abs=1e-3)
+    assert train.schedule(2, training) == 1
+    assert train.schedule(6, training) == pytest.approx(0.5)
+    assert train.schedule(10, training) == pytest.approx(0, abs=1e-12)
+
+
+def test_accuracy_counts_nan_as_wrong():
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        z = torch.eye(2)[[0] * len(x)]
+        z[0] = float("nan")
+        return z
+
+    assert train.accuracy(broken, torch.zeros(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64)) == 0.75

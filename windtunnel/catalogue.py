@@ -1,0 +1,466 @@
+"""The typed, frozen description of everything a run can select: the only schema of configs and catalogue files.
+
+The catalogue defines each thing once under a unique name; a run only selects names. Built-in entries lie in
+``windtunnel/catalogue/*.yaml``; a config may add its own under the key ``catalogue``. Derived names have one grammar:
+
+    model     <name>[-s<seed>]                   digits-cnn, digits-cnn-s3       (seed 0 has no suffix)
+    defense   <family>[-<integer>][-x<rounds>]   jpeg-50, jpeg-50-x10, wavelet
+    threat    as listed: linf-8 (= 8/255), l2-50 (= 0.50)
+    images    <dataset>.<split>[@<shift>-<severity>]
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from windtunnel import images, registry
+from windtunnel.registry import MethodCard, did_you_mean
+
+NONE = "none"
+BARE = "bare"
+FOLDER = Path(__file__).parent / "catalogue"
+NAME = re.compile(r"^[a-z][a-z0-9_]*(-[a-z0-9_]+)*$")
+SEEDED = re.compile(r"^(?P<family>.+)-s(?P<seed>[0-9]+)$")
+STRENGTH = re.compile(r"^(?P<rest>.+)-(?P<value>[0-9]+)$")
+ROUNDS = re.compile(r"^(?P<rest>.+)-x(?P<rounds>[0-9]+)$")
+
+Role = Literal[
+    "train", "fit", "id", "near_ood", "far_ood", "shifted", "no_object", "ambiguous", "sanity", "validation"
+]  # fmt: skip
+OOD_ROLES = ("near_ood", "far_ood", "no_object", "ambiguous", "sanity")
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a config, at once: each problem names the file, the path in it and the remedy."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = list(dict.fromkeys(problems))
+        plural = "problem" if len(self.problems) == 1 else "problems"
+        super().__init__(f"{len(self.problems)} {plural} in the config:\n  - " + "\n  - ".join(self.problems))
+
+
+class Entry(BaseModel):
+    """Base of all catalogue entries: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: str = ""
+
+
+class Threat(Entry):
+    """A norm with its budget. The unit is in the key: ``eps_255`` counts 255ths of the pixel range, ``eps`` is a fraction."""
+
+    norm: Literal["linf", "l2"]
+    eps_255: int | None = Field(default=None, ge=0, le=255)
+    eps: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Threat:
+        if (self.eps_255 is None) == (self.eps is None):
+            raise ValueError("a budget needs its unit: give exactly one of eps_255 (255ths of the pixel range) or eps (fraction)")
+        if self.norm == "linf" and self.eps is not None and self.eps > 1:
+            raise ValueError(f"eps is a fraction of the pixel range, got {self.eps}: did you mean eps_255: {self.eps:g}?")
+        return self
+
+    @property
+    def budget(self) -> float:
+        """The budget as a fraction of the pixel range."""
+        return self.eps_255 / 255 if self.eps_255 is not None else float(self.eps or 0.0)
+
+
+class AttackEntry(Entry):
+    """An attack with all its settings; ``method`` is a built-in name or a path to a user's file."""
+
+    method: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class DefenseEntry(Entry):
+    """A family of defenses: one method whose ``argument`` is the integer in the name, times ``scale``."""
+
+    method: str
+    argument: str | None = None
+    scale: float = 1.0
+    minimum: int = 0
+    maximum: int = 1_000_000
+    settings: dict[str, Any] = Field(default_factory=dict)
+    milliseconds_per_image: float = 1.0
+
+
+class ScoreEntry(Entry):
+    """A score with its settings and the label that tables print."""
+
+    method: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    label: str = ""
+
+
+class ModelEntry(Entry):
+    """A model family: architecture, head and training recipe, with its training seeds.
+
+    ``architecture: file`` is the user's own: ``recipe: {file: model.py, weights: model.safetensors}``.
+    """
+
+    architecture: Literal["cnn", "vit", "file"]
+    head: Literal["linear", "abet", "cosine_global"] | None = None
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    dataset: str | None = None
+    classes: int = Field(default=10, ge=2)
+    class_names: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    label: str = ""
+    milliseconds_per_forward: float = 0.3
+    milliseconds_per_gradient: float = 0.95
+
+    @model_validator(mode="after")
+    def _complete(self) -> ModelEntry:
+        wanted = ("file", "weights") if self.architecture == "file" else ()
+        missing = [key for key in wanted if key not in self.recipe]
+        if missing:
+            raise ValueError(f"architecture 'file' needs recipe.{' and recipe.'.join(missing)}: paths from the config's folder")
+        if self.architecture != "file" and (self.head is None or self.dataset is None):
+            raise ValueError("a trained architecture needs head and dataset")
+        return self
+
+
+class ImagesEntry(Entry):
+    """One split of a user's own data: a Parquet file in the image format, its role and (for labels) its classes."""
+
+    file: str
+    role: Role = "id"
+    classes: int | None = None
+
+
+class CatalogueSection(BaseModel):
+    """A user's additions, under ``catalogue`` in a config; same form as the built-in files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threats: dict[str, Threat] = Field(default_factory=dict)
+    attacks: dict[str, AttackEntry] = Field(default_factory=dict)
+    defenses: dict[str, DefenseEntry] = Field(default_factory=dict)
+    scores: dict[str, ScoreEntry] = Field(default_factory=dict)
+    models: dict[str, ModelEntry] = Field(default_factory=dict)
+    images: dict[str, ImagesEntry] = Field(default_factory=dict)
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value
+
+
+class Block(BaseModel):
+    """A cross product of names with a sample count. See config/README.md for every key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = Field(default=None, description="a name for messages")
+    images: tuple[str, ...] = Field(description="image sets, <dataset>.<split>")
+    shifts: tuple[str, ...] = Field(default=(NONE,), description="none or <shift>-<severity>")
+    n: int | None = Field(default=None, ge=1, description="how many samples (a fixed nested subset); all where absent")
+    models: tuple[str, ...] = Field(description="models that judge")
+    seeds: Literal["all"] | tuple[int, ...] | None = Field(default=None, description="training seeds; the named one where absent")
+    attacks: tuple[str, ...] = (NONE,)
+    threats: tuple[str, ...] = (NONE,)
+    attack_seeds: tuple[int, ...] = (0,)
+    mode: Literal["search", "full"] = "full"
+    iterates: tuple[Literal["best", "last"], ...] = ("best",)
+    sources: tuple[str, ...] = Field(default=(), description="models that are attacked instead of the judging ones (transfer)")
+    defenses: tuple[str, ...] = (NONE,)
+    through: Literal["all"] | tuple[str, ...] = Field(default=(), description="backward rules by which attacks see the defense")
+    role: Literal["ood"] | Role | None = Field(default=None, description="asserts the role of the image sets")
+    scores: Literal["all"] | tuple[str, ...] = ()
+    batch: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]*$", description="execution choice: which job makes these cells")
+
+    @field_validator("images", "shifts", "models", "attacks", "threats", "attack_seeds", "iterates", "sources", "defenses", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return _listed(value)
+
+    @field_validator("through", "scores", "seeds", mode="before")
+    @classmethod
+    def _as_list_or_all(cls, value: Any) -> Any:
+        return value if value == "all" else _listed(value)
+
+    @field_validator("images", "models", "attacks", "threats", "defenses", "shifts", "iterates", "attack_seeds")
+    @classmethod
+    def _not_empty(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value:
+            raise ValueError("an empty list makes the block select nothing: name at least one, or leave the key out")
+        if len(set(value)) != len(value):
+            raise ValueError(f"duplicate name in {list(value)}")
+        return value
+
+
+class RunConfig(BaseModel):
+    """A run: what to select, and how to summarise it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(default="run", description="printed in the report")
+    catalogue: CatalogueSection = Field(default_factory=CatalogueSection)
+    scores: tuple[str, ...] = Field(default=(), description="score columns of the run, in this order")
+    fit_on: Literal["train", "fit"] = Field(default="train", description="the split on which scores are fitted; never test")
+    replicates: int = Field(default=1000, ge=100, le=100_000, description="bootstrap replicates of the intervals")
+    batch_size: int = Field(default=250, ge=1, description="images at once; changes float rounding only")
+    on_bad_image: Literal["error", "skip"] = "error"
+    verify_parts_up_to_mb: int = Field(default=4000, ge=0, description="check the digests of finished parts at every start")
+    blocks: tuple[Block, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model by name: family and training seed."""
+
+    name: str
+    family: str
+    seed: int
+    entry: ModelEntry
+
+
+@dataclass(frozen=True)
+class DefenseChoice:
+    """A defense by name: family, strength, rounds, with its method's card and complete settings."""
+
+    name: str
+    family: str
+    rounds: int
+    entry: DefenseEntry
+    card: MethodCard
+    settings: dict[str, Any]
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The backward rules of this defense; with one round ``surrogate-n`` is ``surrogate-1`` and only that is listed."""
+        rules = tuple(self.card.constants.get("rules", ("identity", "blur")))
+        return tuple(r for r in rules if r != "surrogate-n") if self.rounds == 1 else rules
+
+    @property
+    def only_generic(self) -> bool:
+        """Whether no rule knows this defense: a robust accuracy found so is an upper bound."""
+        generic = tuple(self.card.constants.get("generic_rules", ("identity", "blur", "jpeg")))
+        return all(r in generic for r in self.rules)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two calls may differ."""
+        return bool(self.card.constants.get("is_random", False))
+
+
+@dataclass(frozen=True)
+class SetChoice:
+    """An image set by name, with its role and whether a user's file holds it."""
+
+    name: str
+    dataset: str
+    split: str
+    role: str
+    n: int | None
+    file: str | None
+    classes: int | None
+    canvas: bool = False
+
+
+class Catalogue:
+    """Built-in and user entries, and the grammar of names. Every ``resolve_*`` raises LookupError with a remedy."""
+
+    def __init__(self, user: CatalogueSection | None = None, base: Path | None = None):
+        built_in = builtin()
+        self.base = base or Path.cwd()
+        problems: list[str] = []
+        self.sections: dict[str, dict[str, Any]] = {}
+        for section in CatalogueSection.model_fields:
+            own = getattr(user, section) if user else {}
+            known = getattr(built_in, section)
+            for name in own:
+                if name in known:
+                    problems.append(f"catalogue.{section}.{name}: duplicate name, the built-in catalogue has it; choose another")
+                if section != "images" and not NAME.match(name):
+                    problems.append(f"catalogue.{section}.{name}: names are lower-case words joined by hyphens")
+                if section == "images" and not re.match(r"^[a-z0-9_]+\.[a-z0-9_]+$", name):
+                    problems.append(f"catalogue.images.{name}: an image set is named <dataset>.<split>")
+            self.sections[section] = {**known, **own}
+        if problems:
+            raise ConfigError(problems)
+
+    def names(self, section: str) -> list[str]:
+        """Known names of a section, sorted."""
+        return sorted(self.sections[section])
+
+    def _get(self, section: str, name: str, what: str, extra: str = "") -> Any:
+        if name in self.sections[section]:
+            return self.sections[section][name]
+        known = self.names(section)
+        raise LookupError(f"unknown {what} '{name}'{did_you_mean(name, known)} Known: {', '.join(known)}{extra}")
+
+    def threat(self, name: str) -> Threat:
+        """A threat by name."""
+        return self._get("threats", name, "threat")
+
+    def attack(self, name: str) -> tuple[AttackEntry, MethodCard, dict[str, Any]]:
+        """An attack's entry, card and complete settings."""
+        entry = self._get("attacks", name, "attack")
+        card = self._card("attack", entry.method)
+        return entry, card, self._settings(f"attack '{name}'", card, entry.settings)
+
+    def score(self, name: str) -> tuple[ScoreEntry, MethodCard, dict[str, Any]]:
+        """A score's entry, card and complete settings."""
+        entry = self._get("scores", name, "score")
+        card = self._card("score", entry.method)
+        return entry, card, self._settings(f"score '{name}'", card, entry.settings)
+
+    def model(self, name: str) -> ModelChoice:
+        """A model by name, seed included."""
+        if name in self.sections["models"]:
+            entry = self.sections["models"][name]
+            return ModelChoice(name, name, entry.seeds[0], entry)
+        match = SEEDED.match(name)
+        if match and match["family"] in self.sections["models"]:
+            entry = self.sections["models"][match["family"]]
+            seed = int(match["seed"])
+            if seed in entry.seeds:
+                canonical = seeded_name(match["family"], seed, entry)
+                return ModelChoice(canonical, match["family"], seed, entry)
+            raise LookupError(f"model '{match['family']}' has no training seed {seed}; it has {list(entry.seeds)}")
+        return self._get("models", name, "model", " (a training seed is named <model>-s<seed>)")
+
+    def defense(self, name: str) -> DefenseChoice:
+        """A defense by name: ``jpeg-50-x10`` is ten rounds of quality 50."""
+        rest, rounds = name, 1
+        match = ROUNDS.match(name)
+        if match and name not in self.sections["defenses"]:
+            rest, rounds = match["rest"], int(match["rounds"])
+            if rounds < 2:
+                raise LookupError(f"defense '{name}': '-x<rounds>' starts at 2; write '{rest}'")
+        family, value = rest, None
+        if rest not in self.sections["defenses"]:
+            match = STRENGTH.match(rest)
+            if match:
+                family, value = match["rest"], int(match["value"])
+        entry: DefenseEntry = self._get("defenses", family, "defense", "; grammar: <family>-<integer>[-x<rounds>]")
+        settings = dict(entry.settings)
+        if entry.argument is None and value is not None:
+            raise LookupError(f"defense '{name}': '{family}' takes no number; write '{family}'")
+        if entry.argument is not None:
+            if value is None:
+                raise LookupError(
+                    f"defense '{name}' needs a number: {family}-<{entry.argument}>, {entry.minimum} to {entry.maximum}"
+                )
+            if not entry.minimum <= value <= entry.maximum:
+                raise LookupError(f"defense '{name}': {entry.argument} must be {entry.minimum} to {entry.maximum}")
+            settings[entry.argument] = value if entry.scale == 1.0 else round(value * entry.scale, 9)
+        card = self._card("defense", entry.method)
+        return DefenseChoice(name, family, rounds, entry, card, self._settings(f"defense '{name}'", card, settings))
+
+    def images(self, name: str) -> SetChoice:
+        """An image set by name."""
+        if name in self.sections["images"]:
+            own: ImagesEntry = self.sections["images"][name]
+            dataset, split = name.split(".")
+            return SetChoice(name, dataset, split, own.role, None, own.file, own.classes)
+        dataset, _, split = name.partition(".")
+        if dataset not in images.DATASETS:
+            known = sorted({*images.DATASETS, *(n.split(".")[0] for n in self.sections["images"])})
+            raise LookupError(f"unknown data set '{dataset}' in '{name}'{did_you_mean(dataset, known)} Known: {', '.join(known)}")
+        splits = images.splits(dataset)
+        if split not in splits:
+            raise LookupError(f"unknown split in '{name}'{did_you_mean(split, list(splits))} Known: {', '.join(splits)}")
+        info = splits[split]
+        return SetChoice(name, dataset, split, info.role, info.n, None, images.CLASSES.get(dataset), info.canvas)
+
+    def _card(self, kind: str, method: str) -> MethodCard:
+        try:
+            return registry.card(kind, method, self.base)
+        except SyntaxError as error:
+            raise LookupError(f"the {kind} file '{method}' does not parse: {error}") from error
+
+    @staticmethod
+    def _settings(what: str, card: MethodCard, given: dict[str, Any]) -> dict[str, Any]:
+        known = list(card.types)
+        for key in given:
+            if key not in card.types:
+                raise LookupError(f"{what}: unknown setting '{key}'{did_you_mean(key, known)} Known: {', '.join(known) or 'none'}")
+        missing = [key for key in card.required if key not in given]
+        if missing:
+            raise LookupError(f"{what}: missing settings {missing}")
+        return {**card.settings, **given}
+
+
+def seeded_name(family: str, seed: int, entry: ModelEntry) -> str:
+    """The one name of a model with a training seed: the first seed has no suffix."""
+    return family if seed == entry.seeds[0] else f"{family}-s{seed}"
+
+
+@cache
+def builtin() -> CatalogueSection:
+    """The built-in catalogue, from ``windtunnel/catalogue/*.yaml``."""
+    merged: dict[str, dict[str, Any]] = {}
+    for path in sorted(FOLDER.glob("*.yaml")):
+        content = yaml.safe_load(path.read_text()) or {}
+        for section, entries in content.items():
+            target = merged.setdefault(section, {})
+            for name in entries or {}:
+                if name in target:
+                    raise ConfigError([f"{path.name}: {section}.{name}: duplicate name"])
+            target.update(entries or {})
+    try:
+        return CatalogueSection.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(problems_of(error, "windtunnel/catalogue")) from error
+
+
+def read_config(config: dict[str, Any], source: str = "config") -> RunConfig:
+    """A validated run, or ConfigError with every problem found by type and key."""
+    try:
+        return RunConfig.model_validate(config)
+    except ValidationError as error:
+        raise ConfigError(problems_of(error, source)) from error
+
+
+def problems_of(error: ValidationError, source: str) -> list[str]:
+    """pydantic's findings as sentences: file, path inside it, what was given, what is allowed."""
+    found = []
+    items = error.errors()
+    for item in items:
+        if item["type"] == "too_short" and any(other["loc"][: len(item["loc"])] == item["loc"] for other in items if other is not item):
+            continue  # an invalid item was dropped: its own line says why
+        path = ""
+        for piece in item["loc"]:
+            if isinstance(piece, str) and piece.startswith(("literal[", "tuple[", "function-")):
+                continue
+            path += f"[{piece}]" if isinstance(piece, int) else f"{'.' if path else ''}{piece}"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            known = _keys_at(item["loc"])
+            message = f"unknown key{did_you_mean(str(item['loc'][-1]), known)} Known: {', '.join(known)}"
+        elif item["type"] not in ("missing", "value_error"):
+            message = f"{message}, got {item['input']!r}"
+        found.append(f"{source}: {path or 'top level'}: {message}")
+    return found
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    kinds: dict[str, type[BaseModel]] = {
+        "threats": Threat, "attacks": AttackEntry, "defenses": DefenseEntry, "scores": ScoreEntry,
+        "models": ModelEntry, "images": ImagesEntry,
+    }  # fmt: skip
+    pieces = [p for p in location if isinstance(p, str)]
+    if "blocks" in pieces:
+        return list(Block.model_fields)
+    if "catalogue" in pieces or any(p in kinds for p in pieces[:-1]):
+        for piece in pieces[:-1]:
+            if piece in kinds:
+                return list(kinds[piece].model_fields)
+        return list(CatalogueSection.model_fields)
+    return list(RunConfig.model_fields)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a config, for editors."""
+    return RunConfig.model_json_schema()

@@ -1,0 +1,249 @@
+"""What a check reads and what it answers: cells as arrays, a state and a statistic per cell.
+
+A check is a module of this package with the constants ``TITLE``, ``MEANS`` and ``REMEDY`` (words for the report), the
+``THRESHOLD`` in words, and a pure function ``check(evidence) -> {cell_id: Finding}``. A cell that is absent from the answer
+was not looked at (null in the table): a check never says ``ok`` of what it could not see.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+NONE = "none"
+OK: Literal["ok"] = "ok"
+FLAG: Literal["flag"] = "flag"
+WRONG_STATUSES = ("nan", "error")
+ROUNDS = re.compile(r"^(?P<base>.+)-x(?P<rounds>[0-9]+)$")
+ARRAYS = (
+    "pred", "correct", "p_correct", "linf", "l2", "success_float", "zero_gradient", "nan_gradient", "n_backward",
+)  # fmt: skip
+COLUMNS = (
+    "cell_id", "dataset", "split", "role", "shift", "severity", "sample_id", "source_id", "label", "model", "model_seed",
+    "source_model", "attack", "threat", "norm", "eps", "attack_seed", "attack_defense", "through", "defense", "mode",
+    "iterate", "n_draws", "status", *ARRAYS,
+)  # fmt: skip
+"""Columns of the samples that checks and metrics of the whole run need; ``nan_gradient`` is used where a table has it."""
+
+Relation = Literal["clean", "bare", "unaware", "through", "crossed", "transfer"]
+
+
+class Finding(NamedTuple):
+    """What a check says of a cell: ``ok`` or ``flag``, and the number it looked at."""
+
+    state: Literal["ok", "flag"]
+    statistic: float
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One cell: its key, and its rows as float64 arrays in table order (NaN = null).
+
+    ``hit`` is what accuracy averages: 1 right, 0 wrong, the share of draws that were right for a random defense, NaN without
+    a label. Rows whose status is ``nan`` or ``error`` are wrong. ``ids`` number the sample ids across the whole table.
+    """
+
+    cell_id: str
+    key: Mapping[str, Any]
+    relation: Relation
+    ids: np.ndarray
+    hit: np.ndarray
+    status: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["key"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return len(self.ids)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the cell can be right or wrong."""
+        return bool(self.n) and not bool(np.isnan(self.hit).all())
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the judged defense is random: ``hit`` is then a share of draws."""
+        return bool(np.isfinite(self.columns["n_draws"]).any())
+
+    @property
+    def accuracy(self) -> float:
+        """Mean of ``hit`` over labelled rows; NaN without any."""
+        known = self.hit[~np.isnan(self.hit)]
+        return float(known.mean()) if known.size else float("nan")
+
+    @property
+    def gradients(self) -> float:
+        """The largest number of backward passes that a sample got; NaN where it was not recorded."""
+        spent = self.columns["n_backward"]
+        return float(np.nanmax(spent)) if np.isfinite(spent).any() else float("nan")
+
+    @property
+    def images(self) -> tuple[Any, ...]:
+        """The image set."""
+        return (self.dataset, self.split, self.shift, self.severity)
+
+    @property
+    def judge(self) -> tuple[Any, ...]:
+        """The judged pipeline on its images: model, training seed, defense, image set."""
+        return (self.model, self.model_seed, self.defense, self.images)
+
+    @property
+    def on_own_pipeline(self) -> bool:
+        """Whether the pipeline that was attacked is the one that is judged."""
+        return self.relation in ("bare", "through")
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All cells that a check may compare, in the order of their ids."""
+
+    cells: tuple[Cell, ...]
+
+    def clean(self, cell: Cell, defense: str | None = None) -> Cell | None:
+        """The clean cell of the same images and model, behind the same defense or the named one."""
+        wanted = (cell.model, cell.model_seed, cell.defense if defense is None else defense, cell.images)
+        return next((c for c in self.cells if c.relation == "clean" and c.judge == wanted), None)
+
+    def groups(self, key: Callable[[Cell], Any], where: Callable[[Cell], bool]) -> dict[Any, list[Cell]]:
+        """Cells that satisfy ``where``, by key, in a fixed order."""
+        found: dict[Any, list[Cell]] = {}
+        for cell in self.cells:
+            if where(cell):
+                found.setdefault(key(cell), []).append(cell)
+        return found
+
+
+def own_name(model: str, model_seed: int | None, info: Mapping[str, Any] | None = None) -> str:
+    """The full name of a model: ``info['own_name']`` where a run gives it, else ``<model>[-s<seed>]``, seed 0 bare."""
+    given = (info or {}).get("own_name")
+    return str(given) if given else (model if not model_seed else f"{model}-s{model_seed}")
+
+
+def relation_of(key: Mapping[str, Any], own: str) -> Relation:
+    """What a cell's attack saw, against what is judged."""
+    if key["attack"] == NONE:
+        return "clean"
+    if key["source_model"] is not None and key["source_model"] != own:
+        return "transfer"
+    if key["attack_defense"] == NONE:
+        return "bare" if key["defense"] == NONE else "unaware"
+    return "through" if key["attack_defense"] == key["defense"] else "crossed"
+
+
+def gather(samples: pd.DataFrame, cell_infos: Iterable[Mapping[str, Any]] = ()) -> Evidence:
+    """A sample table (any number of models) as evidence. Pure.
+
+    ``cell_infos`` adds what rows do not say; of it checks use ``own_name`` (the model's full name) and
+    ``adversarially_trained``.
+    """
+    infos = {str(i["cell_id"]): i for i in cell_infos}
+    if not len(samples):
+        return Evidence(())
+    ids, _ = pd.factorize(samples["sample_id"])
+    codes, names = pd.factorize(samples["cell_id"], sort=True)
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[order], np.arange(len(names) + 1))
+    arrays = {name: floats(samples[name]) if name in samples else np.full(len(samples), np.nan) for name in ARRAYS}
+    arrays["label"] = floats(samples["label"])
+    arrays["n_draws"] = floats(samples["n_draws"])
+    status = samples["status"].to_numpy(dtype=object)
+    hit = hits(arrays["correct"], arrays["p_correct"], arrays["n_draws"], arrays["label"], status)
+    firsts = samples.iloc[order[bounds[:-1]]]
+    keys = {name: [plain(v) for v in firsts[name].tolist()] for name in KEY_COLUMNS}
+    cells = []
+    for place, name in enumerate(names):
+        rows = order[bounds[place] : bounds[place + 1]]
+        key = {column: values[place] for column, values in keys.items()}
+        key["shift"] = NONE if key["shift"] is None else key["shift"]
+        info = infos.get(str(name), {})
+        cells.append(
+            Cell(
+                cell_id=str(name),
+                key=key,
+                relation=relation_of(key, own_name(key["model"], key["model_seed"], info)),
+                ids=ids[rows],
+                hit=hit[rows],
+                status=status[rows],
+                columns={column: values[rows] for column, values in arrays.items()},
+                info=info,
+            )
+        )
+    return Evidence(tuple(cells))
+
+
+KEY_COLUMNS = (
+    "dataset", "split", "role", "shift", "severity", "model", "model_seed", "source_model", "attack", "threat", "norm",
+    "eps", "attack_seed", "attack_defense", "through", "defense", "mode", "iterate",
+)  # fmt: skip
+
+
+def hits(
+    correct: np.ndarray, p_correct: np.ndarray, n_draws: np.ndarray, label: np.ndarray, status: np.ndarray
+) -> np.ndarray:
+    """What accuracy averages, per row: see ``Cell.hit``."""
+    hit = np.where(np.isfinite(n_draws), p_correct, correct)
+    wrong = np.isin(status.astype(str), WRONG_STATUSES) & ~np.isnan(label)
+    return np.where(wrong, 0.0, hit)
+
+
+def floats(column: pd.Series) -> np.ndarray:
+    """A column of numbers or booleans with nulls as float64, null = NaN."""
+    return column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def plain(value: Any) -> Any:
+    """A Python value: None for a null, int for a whole number that pandas widened for the sake of nulls."""
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+        return None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def aligned(cells: Sequence[Cell], column: str = "hit") -> tuple[np.ndarray, np.ndarray]:
+    """(sample ids [S] sorted, values [cells, S]) over every sample of any of the cells; NaN where a cell lacks it."""
+    ids = np.unique(np.concatenate([c.ids for c in cells])) if cells else np.zeros(0, dtype=np.int64)
+    values = np.full((len(cells), len(ids)), np.nan)
+    for place, cell in enumerate(cells):
+        source = cell.hit if column == "hit" else cell.columns[column]
+        values[place, np.searchsorted(ids, cell.ids)] = source
+    return ids, values
+
+
+def broken(values: np.ndarray) -> np.ndarray:
+    """[S] 1.0 where any cell is wrong, 0.0 where all that know are right, NaN where none knows. Input [cells, S]."""
+    known = ~np.isnan(values)
+    wrong = (known & (np.nan_to_num(values, nan=1.0) < 0.5)).any(axis=0)
+    return np.where(known.any(axis=0), wrong.astype(float), np.nan)
+
+
+def only_broken_by(first: Sequence[Cell], second: Sequence[Cell]) -> tuple[int, int]:
+    """(samples that some of ``first`` breaks and none of ``second`` does, samples that both sides judged)."""
+    if not first or not second:
+        return 0, 0
+    _, values = aligned([*first, *second])
+    a, b = broken(values[: len(first)]), broken(values[len(first) :])
+    known = ~np.isnan(a) & ~np.isnan(b)
+    return int((known & (a == 1) & (b == 0)).sum()), int(known.sum())
+
+
+def notable(n: int, share: float = 0.01) -> float:
+    """The count from which a difference on n samples is no accident: max(3, share of n)."""
+    return max(3.0, share * n)
+
+
+def rounds_of(defense: str) -> tuple[str, int]:
+    """``jpeg-50-x10`` -> ("jpeg-50", 10)."""
+    match = ROUNDS.match(defense)
+    return (match["base"], int(match["rounds"])) if match else (defense, 1)

@@ -1,0 +1,196 @@
+"""photodigits: handwritten digits in random colours over crops of real photographs, 32x32 RGB, ten classes.
+
+Recipe. A glyph is one of scikit-learn's 8x8 digits in 17 grey levels (UCI Optical Recognition of Handwritten Digits,
+https://doi.org/10.24432/C50P49), enlarged to 18..24 pixels, placed anywhere at least 4 pixels from the border, painted
+in a random colour that stands out from the background's mean. A background is a crop of one of four photographs at
+full, half or a third of its resolution. Every image gets the contrast .8 x + .1. All of it is integer arithmetic, all
+randomness is keyed by sample id.
+
+Disjoint by construction. Digits are stored by writer: contiguous blocks are train (0-1049), fit (1050-1296) and test
+(1297-1796), by other writers. The left 60 % of every photograph is train, the right 40 % everything else.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from windtunnel.images import compose, glyphs, sources, textures
+from windtunnel.images.container import ImageSet, ImageSetError
+from windtunnel.images.keyed import Draws, keys_of, numbered_keys
+from windtunnel.images.splits import PHOTODIGITS as SPLITS
+from windtunnel.images.splits import RECIPE_VERSIONS, SplitInfo
+
+__all__ = ["RECIPE_VERSION", "SPLITS", "SplitInfo", "build", "source_digest", "training_digest", "training_epoch"]
+
+RECIPE_VERSION = RECIPE_VERSIONS["photodigits"]
+SIDE = 32
+CANVAS = SIDE + 2 * compose.MARGIN
+SMALLEST, LARGEST = 18, 24
+EPOCH_REPEATS = 8
+_CHUNK = 1024
+
+
+def source_digest() -> str:
+    """SHA-256 over every source array (digits, pictures, faces, fonts) and the recipe's version."""
+    return sources.digest_of(sources.all_arrays(), RECIPE_VERSION)
+
+
+def training_digest() -> str:
+    """SHA-256 over what training images are made of (digits, four photographs) and the recipe's version.
+
+    A new font file in matplotlib changes ``source_digest`` but no training image: weights are tied to this one.
+    """
+    return sources.digest_of(sources.training_arrays(), RECIPE_VERSION)
+
+
+def training_epoch(seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fresh composites for one epoch: uint8 [8400, 32, 32, 3] and int64 [8400], shuffled.
+
+    Each of the 1,050 training glyphs appears eight times, with its own background, colour, size and place, never the
+    same in two epochs or two seeds. A pure function of (seed, epoch).
+    """
+    written, labels = sources.digits()
+    first, last = sources.BLOCKS["train"]
+    keys = numbered_keys(f"photodigits/{RECIPE_VERSION}/epoch/{seed}/{epoch}", EPOCH_REPEATS * (last - first))
+    order = np.argsort(keys, kind="stable")
+    which = np.tile(np.arange(first, last), EPOCH_REPEATS)[order]
+    images = compose_glyphs(written[which], keys[order], "train", canvas=False)
+    return images, labels[which].astype(np.int64)
+
+
+def compose_glyphs(shapes: np.ndarray, keys: np.ndarray, part: str, *, canvas: bool) -> np.ndarray:
+    """Glyphs uint8 [N, 8, 8] in 0..16 over random crops of a region: uint8 [N, 32, 32, 3], or [N, 40, 40, 3] with
+    ``canvas``, whose centre is the same image."""
+    margin = compose.MARGIN if canvas else 0
+    images = []
+    for start in range(0, len(shapes), _CHUNK):
+        draws = Draws(keys[start : start + _CHUNK])
+        ground, _ = compose.crops(draws, tuple(sources.PHOTOGRAPHS), part, CANVAS, border=compose.MARGIN - margin)
+        centre = ground[:, margin : margin + SIDE, margin : margin + SIDE]
+        colour = compose.colours(draws, compose.mean_luma(centre))
+        size = draws.integers(SMALLEST, LARGEST + 1)
+        top = draws.integers(compose.MARGIN, SIDE - compose.MARGIN - size + 1)
+        left = draws.integers(compose.MARGIN, SIDE - compose.MARGIN - size + 1)
+        opacity = compose.masks(shapes[start : start + _CHUNK], size, top + margin, left + margin, ground.shape[1])
+        images.append(compose.soften(compose.blend(ground, opacity, colour)))
+    return np.concatenate(images)
+
+
+def build(split: str, *, canvas: bool = False) -> ImageSet:
+    """One split as an image set; with ``canvas`` 40x40 images whose centre is the 32x32 one, for pixel shifts."""
+    if split not in SPLITS:
+        raise ImageSetError(f"photodigits has no split '{split}'; known: {', '.join(SPLITS)}")
+    if canvas and not SPLITS[split].canvas:
+        raise ImageSetError(f"photodigits.{split} has no larger canvas; use the shift 'cyclic_shift' instead")
+    if split in sources.BLOCKS:
+        return _digits(split, canvas)
+    if split in _CHARACTERS:
+        return _printed(split, canvas)
+    return {
+        "scrambled": _scrambled,
+        "rotated": _rotated,
+        "no_object": _no_object,
+        "science": lambda _: _crops(split, tuple(sources.SCIENCE)),
+        "new_scenes": lambda _: _crops(split, tuple(sources.SCENES)),
+        "val_ood": lambda _: _crops(split, tuple(sources.GRAINS), tinted=True),
+        "textures": lambda _: _textures(),
+        "noise": lambda _: _noise(),
+        "faces": lambda _: _faces(),
+    }[split](canvas)
+
+
+_CHARACTERS = {"letters": glyphs.LETTERS, "ambiguous": glyphs.AMBIGUOUS, "font_digits": glyphs.DIGITS}
+
+
+def _keys(sample_ids: list[str]) -> np.ndarray:
+    return keys_of(f"photodigits/{RECIPE_VERSION}/{sample_id}" for sample_id in sample_ids)
+
+
+def _numbered(split: str) -> list[str]:
+    return [f"{split}-{i:04d}" for i in range(SPLITS[split].n)]
+
+
+def _digits(split: str, canvas: bool) -> ImageSet:
+    written, labels = sources.digits()
+    first, last = sources.BLOCKS[split]
+    repeats = {"train": 2, "fit": 4, "test": 1}[split]
+    which = np.repeat(np.arange(first, last), repeats)
+    turn = np.tile(np.arange(repeats), last - first)
+    sample_ids = [f"{split}-{i:04d}" + (f"-{r}" if repeats > 1 else "") for i, r in zip(which, turn, strict=True)]
+    part = "train" if split == "train" else "test"
+    images = compose_glyphs(written[which], _keys(sample_ids), part, canvas=canvas)
+    return ImageSet(images, labels[which].astype(np.int32), sample_ids, [_digit_source(i) for i in which])
+
+
+def _digit_source(index: int) -> str:
+    return f"digit-{index:04d}"
+
+
+def _printed(split: str, canvas: bool) -> ImageSet:
+    """Printed characters: the source is character and font."""
+    characters, origins, shapes = zip(
+        *glyphs.printed_set(_CHARACTERS[split], SPLITS[split].n, f"photodigits/{RECIPE_VERSION}/{split}"), strict=True
+    )
+    sample_ids = _numbered(split)
+    images = compose_glyphs(np.stack(shapes), _keys(sample_ids), "test", canvas=canvas)
+    labels = np.array([int(c) for c in characters], dtype=np.int32) if SPLITS[split].labelled else None
+    return ImageSet(images, labels, sample_ids, list(origins))
+
+
+def _scrambled(canvas: bool) -> ImageSet:
+    which = np.arange(*sources.BLOCKS["test"])
+    sample_ids = [f"scrambled-{i:04d}" for i in which]
+    shapes = glyphs.scramble(sources.digits()[0][which], _keys(sample_ids))
+    images = compose_glyphs(shapes, _keys(sample_ids), "test", canvas=canvas)
+    return ImageSet(images, None, sample_ids, [_digit_source(i) for i in which])
+
+
+def _rotated(canvas: bool) -> ImageSet:
+    written, labels = sources.digits()
+    first, last = sources.BLOCKS["test"]
+    which = first + np.flatnonzero(np.isin(labels[first:last], glyphs.TURNABLE))
+    sample_ids = [f"rotated-{i:04d}" for i in which]
+    shapes = glyphs.quarter_turn(written[which], _keys(sample_ids))
+    images = compose_glyphs(shapes, _keys(sample_ids), "test", canvas=canvas)
+    return ImageSet(images, None, sample_ids, [_digit_source(i) for i in which])
+
+
+def _no_object(canvas: bool) -> ImageSet:
+    sample_ids = _numbered("no_object")
+    border = 0 if canvas else compose.MARGIN
+    ground, tiles = compose.crops(Draws(_keys(sample_ids)), tuple(sources.PHOTOGRAPHS), "test", CANVAS, border=border)
+    return ImageSet(compose.soften(ground), None, sample_ids, tiles)
+
+
+def _crops(split: str, names: tuple[str, ...], *, tinted: bool = False) -> ImageSet:
+    """Crops of pictures that training never sees: the source is the 64-pixel tile of the picture."""
+    sample_ids = _numbered(split)
+    draws = Draws(_keys(sample_ids))
+    pixels, tiles = compose.crops(draws, names, "all", SIDE)
+    if tinted:
+        tint = draws.integers(64, 256, 3)[:, None, None, :]
+        pixels = ((pixels.astype(np.int64) * tint + 127) // 255).astype(np.uint8)
+    return ImageSet(compose.soften(pixels), None, sample_ids, tiles)
+
+
+def _textures() -> ImageSet:
+    sample_ids = _numbered("textures")
+    keys, images = _keys(sample_ids), np.empty((len(sample_ids), SIDE, SIDE, 3), dtype=np.uint8)
+    for index, family in enumerate(textures.FAMILIES):
+        images[index :: len(textures.FAMILIES)] = textures.texture(family, keys[index :: len(textures.FAMILIES)], SIDE)
+    return ImageSet(compose.soften(images), None, sample_ids, list(sample_ids))
+
+
+def _noise() -> ImageSet:
+    sample_ids = _numbered("noise")
+    pixels = Draws(_keys(sample_ids)).integers(0, 256, SIDE, SIDE, 3)
+    return ImageSet(compose.soften(pixels), None, sample_ids, list(sample_ids))
+
+
+def _faces() -> ImageSet:
+    small = sources.faces().astype(np.int64)
+    n, cells = small.shape[:2]
+    weights = compose.interpolation(np.full(n, SIDE), np.zeros(n), SIDE, cells, clamp=True)
+    grey = (weights @ small @ weights.transpose(0, 2, 1) + 2 * SIDE**2) // (2 * SIDE) ** 2
+    sample_ids = _numbered("faces")
+    return ImageSet(compose.soften(np.repeat(grey[..., None], 3, axis=3)), None, sample_ids, list(sample_ids))

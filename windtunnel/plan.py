@@ -1,0 +1,741 @@
+"""Config -> cells -> what one job must make. Pure, no torch; the same function in the rule and in its script.
+
+``Plan.of(config)`` validates everything, expands the blocks into the set of cells, and answers, for one job, which parts it
+must make from what. ``digest`` of that answer is the one string that rules put into ``params``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from windtunnel import __version__, images
+from windtunnel.catalogue import (
+    BARE,
+    NONE,
+    OOD_ROLES,
+    Block,
+    Catalogue,
+    ConfigError,
+    DefenseChoice,
+    ModelChoice,
+    RunConfig,
+    SetChoice,
+    read_config,
+)
+from windtunnel.models.spec import ModelSpec
+from windtunnel.registry import did_you_mean
+from windtunnel.store import digest, file_digest, short_id
+
+FIT = "fit"
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class AttackKey:
+    """What identifies a set of attacked images, apart from how many."""
+
+    images: str
+    shift: str
+    model: str
+    attack: str
+    threat: str
+    seed: int
+    mode: str
+    defense: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the cells table: which images, seen by which model, behind which defense."""
+
+    images: str
+    shift: str
+    model: str
+    defense: str
+    attack: AttackKey | None
+    iterate: str
+
+    @property
+    def through(self) -> str:
+        """The backward rule, ``bare`` for an attack that saw no defense, ``none`` without an attack."""
+        return self.attack.rule if self.attack else NONE
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A cell with what blocks ask of it beyond its identity."""
+
+    cell: Cell
+    n: int | None
+    scores: tuple[str, ...]
+    batch: str
+
+
+class Plan:
+    """A validated run, expanded. Build with ``Plan.of``."""
+
+    def __init__(self, run: RunConfig, catalogue: Catalogue, source: str):
+        self.run = run
+        self.catalogue = catalogue
+        self.source = source
+        self._wanted: dict[Cell, Wanted] = {}
+        self._attack_n: dict[AttackKey, int | None] = {}
+        self._attack_batch: dict[AttackKey, str] = {}
+
+    @classmethod
+    def of(cls, config: dict[str, Any], *, source: str = "config", base: Path | None = None) -> Plan:
+        """Read, check and expand a config. Raises ConfigError listing every problem."""
+        run = read_config(config, source)
+        try:
+            catalogue = Catalogue(run.catalogue, base)
+        except ConfigError as error:
+            raise ConfigError([f"{source}: {p}" for p in error.problems]) from error
+        plan = cls(run, catalogue, source)
+        problems = [f"{source}: {p}" for p in plan._expand()]
+        if problems:
+            raise ConfigError(problems)
+        return plan
+
+    # ------------------------------------------------------------------------------------------------------- expansion
+
+    def _expand(self) -> list[str]:
+        problems: list[str] = []
+        for i, name in enumerate(self.run.scores):
+            self._lookup(problems, f"scores[{i}]", self.catalogue.score, name)
+        if len(set(self.run.scores)) != len(self.run.scores):
+            problems.append(f"scores: duplicate name in {list(self.run.scores)}")
+        for section, kind in (("attacks", "attack"), ("defenses", "defense"), ("scores", "score")):
+            for name, entry in getattr(self.run.catalogue, section).items():
+                self._lookup(problems, f"catalogue.{section}.{name}.method", self.catalogue._card, kind, entry.method)
+        names = [b.name for b in self.run.blocks if b.name]
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            problems.append(f"blocks: duplicate name '{name}'")
+        for index, block in enumerate(self.run.blocks):
+            here = f"blocks[{index}]" + (f" ({block.name})" if block.name else "")
+            before = len(problems)
+            self._check_block(problems, here, block)
+            if len(problems) == before:
+                count = 0
+                for wanted in self._cells_of(problems, here, block):
+                    count += 1
+                    self._add(wanted)
+                if count == 0 and len(problems) == before:
+                    problems.append(f"{here}: selects nothing; check attacks against threats and defenses against through")
+        return problems
+
+    @staticmethod
+    def _lookup(problems: list[str], path: str, resolve: Any, *arguments: Any) -> Any:
+        try:
+            return resolve(*arguments)
+        except LookupError as error:
+            problems.append(f"{path}: {error}")
+            return None
+
+    def _check_block(self, problems: list[str], here: str, block: Block) -> None:
+        catalogue = self.catalogue
+        for key, resolve in (("images", catalogue.images), ("models", catalogue.model), ("sources", catalogue.model)):
+            for i, name in enumerate(getattr(block, key)):
+                self._lookup(problems, f"{here}.{key}[{i}]", resolve, name)
+        for i, name in enumerate(block.shifts):
+            kind = self._lookup(problems, f"{here}.shifts[{i}]", split_shift, name) if name != NONE else None
+            for images_name in block.images if kind and kind[0] in images.CANVAS_SHIFTS else ():
+                found = self._lookup([], "", catalogue.images, images_name)
+                if found and not found.canvas:
+                    problems.append(f"{here}.shifts[{i}]: '{images_name}' has no margin to shift from; use cyclic_shift-{kind[1]}")
+        defenses = [
+            self._lookup(problems, f"{here}.defenses[{i}]", catalogue.defense, name) if name != NONE else None
+            for i, name in enumerate(block.defenses)
+        ]
+        attacking = [a for a in block.attacks if a != NONE]
+        threats = [t for t in block.threats if t != NONE]
+        for i, name in enumerate(block.attacks):
+            if name != NONE:
+                found = self._lookup(problems, f"{here}.attacks[{i}]", catalogue.attack, name)
+                for j, threat in enumerate(block.threats):
+                    budget = self._lookup([], "", catalogue.threat, threat) if threat != NONE else None
+                    norms = found[1].constants.get("norms", ("linf",)) if found else ()
+                    if found and budget and budget.norm not in norms:
+                        problems.append(
+                            f"{here}.threats[{j}]: attack '{name}' is defined for {', '.join(norms)}, not for the "
+                            f"{budget.norm} threat '{threat}'; put it in a block of its own"
+                        )
+        for i, name in enumerate(block.threats):
+            if name != NONE:
+                self._lookup(problems, f"{here}.threats[{i}]", catalogue.threat, name)
+        if attacking and not threats:
+            problems.append(f"{here}.threats: the attacks {attacking} need a threat; known: {', '.join(catalogue.names('threats'))}")
+        if threats and not attacking:
+            problems.append(f"{here}.attacks: the threats {threats} need an attack; known: {', '.join(catalogue.names('attacks'))}")
+        self._check_through(problems, here, block, defenses, bool(attacking))
+        if block.seeds not in (None, "all"):
+            for name in block.models:
+                model = self._lookup([], "", catalogue.model, name)
+                missing = sorted(set(block.seeds) - set(model.entry.seeds)) if model else []
+                if missing:
+                    problems.append(f"{here}.seeds: '{name}' has no training seeds {missing}; it has {list(model.entry.seeds)}")
+        if block.scores != "all":
+            for i, name in enumerate(block.scores):
+                if name not in self.run.scores:
+                    problems.append(f"{here}.scores[{i}]: '{name}' is not among the run's scores {list(self.run.scores)}")
+        elif not self.run.scores:
+            problems.append(f"{here}.scores: 'all', but the run's own list 'scores' is empty")
+        if block.role is not None:
+            for i, name in enumerate(block.images):
+                found = self._lookup([], "", catalogue.images, name)
+                allowed = OOD_ROLES if block.role == "ood" else (block.role,)
+                if found and found.role not in allowed:
+                    problems.append(f"{here}.images[{i}]: '{name}' has role {found.role}, but the block says {block.role}")
+        for i, name in enumerate(block.images):
+            found = self._lookup([], "", catalogue.images, name)
+            if found and attacking and found.role not in ("id", "shifted"):
+                problems.append(f"{here}.images[{i}]: '{name}' (role {found.role}) has no labels to attack")
+        if block.mode == "search" and attacking:
+            self._check_search(problems, here, block)
+
+    def _check_through(
+        self, problems: list[str], here: str, block: Block, defenses: list[DefenseChoice | None], attacking: bool
+    ) -> None:
+        if not block.through:
+            return
+        if not attacking:
+            problems.append(f"{here}.through: no attack to go through a defense; add attacks and threats")
+        known = [d for d in defenses if d]
+        if not known:
+            problems.append(f"{here}.through: no defense to go through; add defenses")
+        if block.sources:
+            problems.append(f"{here}.sources: a transfer block cannot go through a defense; use two blocks")
+        if block.through != "all":
+            for i, rule in enumerate(block.through):
+                for defense in known:
+                    rules = (*defense.rules, "surrogate-n") if "surrogate-1" in defense.rules else defense.rules
+                    if rule not in rules:
+                        problems.append(
+                            f"{here}.through[{i}]: defense '{defense.name}' has no backward rule '{rule}'"
+                            f"{did_you_mean(rule, rules)} It has: {', '.join(defense.rules)}; or write through: all"
+                        )
+
+    def _check_search(self, problems: list[str], here: str, block: Block) -> None:
+        reason = "an image that left at its first success is weak against every other pipeline; use mode: full"
+        if not block.through and any(d != NONE for d in block.defenses):
+            problems.append(f"{here}.mode: 'search' images may not enter the defenses {list(block.defenses)} they were not made on: {reason}")
+        if block.sources:
+            problems.append(f"{here}.mode: 'search' images may not be transferred: {reason}")
+        if block.scores:
+            problems.append(f"{here}.mode: 'search' images may not be scored: {reason}")
+        for name in block.defenses:
+            choice = self._lookup([], "", self.catalogue.defense, name) if name != NONE else None
+            if choice and choice.is_random:
+                problems.append(f"{here}.mode: the random defense '{name}' cannot be searched (one lucky draw would count)")
+        if block.iterates != ("best",):
+            problems.append(f"{here}.iterates: 'search' keeps one image per sample; leave iterates out or use mode: full")
+
+    def _models_of(self, block: Block, names: tuple[str, ...]) -> list[ModelChoice]:
+        found = []
+        for name in names:
+            choice = self.catalogue.model(name)
+            if block.seeds is None:
+                found.append(choice)
+                continue
+            seeds = choice.entry.seeds if block.seeds == "all" else block.seeds
+            found += [self.catalogue.model(f"{choice.family}-s{s}") for s in seeds]
+        return found
+
+    def _cells_of(self, problems: list[str], here: str, block: Block) -> Iterator[Wanted]:
+        scores = self.run.scores if block.scores == "all" else block.scores
+        for images in block.images:
+            for shift in block.shifts:
+                for model in self._models_of(block, block.models):
+                    for attack in self._attacks_of(block, images, shift, model):
+                        for defense in block.defenses:
+                            yield from self._judged(block, images, shift, model, attack, defense, tuple(scores))
+
+    def _attacks_of(self, block: Block, images: str, shift: str, model: ModelChoice) -> Iterator[AttackKey | None]:
+        """Bare attacks of a block, before the defense is known; ``none`` crossed with threats is one clean image."""
+        sources = [self.catalogue.model(s).name for s in block.sources] or [model.name]
+        for name in block.attacks:
+            if name == NONE:
+                yield None
+                continue
+            for threat in block.threats:
+                for seed in block.attack_seeds:
+                    for source in sources:
+                        if threat != NONE:
+                            yield AttackKey(images, shift, source, name, threat, seed, block.mode, NONE, BARE)
+
+    def _judged(
+        self, block: Block, images: str, shift: str, model: ModelChoice, attack: AttackKey | None, defense: str,
+        scores: tuple[str, ...],
+    ) -> Iterator[Wanted]:  # fmt: skip
+        if attack is None:
+            yield Wanted(Cell(images, shift, model.name, defense, None, NONE), block.n, scores, CLEAN)
+            return
+        iterates = ("first",) if block.mode == "search" else block.iterates
+        if not block.through or defense == NONE:
+            batch = block.batch or BARE
+            for iterate in iterates:
+                yield Wanted(Cell(images, shift, model.name, defense, attack, iterate), block.n, scores, batch)
+            return
+        choice = self.catalogue.defense(defense)
+        rules = choice.rules if block.through == "all" else block.through
+        rules = tuple("surrogate-1" if r == "surrogate-n" and choice.rounds == 1 else r for r in rules)
+        batch = block.batch or "through"
+        for rule in dict.fromkeys(rules):
+            key = dataclasses.replace(attack, defense=defense, rule=rule)
+            for iterate in iterates:
+                yield Wanted(Cell(images, shift, model.name, defense, key, iterate), block.n, scores, batch)
+
+    def _add(self, new: Wanted) -> None:
+        old = self._wanted.get(new.cell)
+        if old:
+            n = None if old.n is None or new.n is None else max(old.n, new.n)
+            scores = tuple(s for s in self.run.scores if s in old.scores or s in new.scores)
+            new = Wanted(new.cell, n, scores, old.batch)
+        key = new.cell.attack
+        if key is not None:
+            batch = self._attack_batch.setdefault(key, new.batch)
+            new = dataclasses.replace(new, batch=batch)
+            if key in self._attack_n:
+                a = self._attack_n[key]
+                self._attack_n[key] = None if a is None or new.n is None else max(a, new.n)
+            else:
+                self._attack_n[key] = new.n
+        self._wanted[new.cell] = new
+
+    # --------------------------------------------------------------------------------------------------------- settings
+
+    @cached_property
+    def cells(self) -> list[Wanted]:
+        """All cells, in the order in which blocks first name them; a cell of an attack has the attack's sample count."""
+        found = []
+        for wanted in self._wanted.values():
+            n = self._attack_n[wanted.cell.attack] if wanted.cell.attack else wanted.n
+            found.append(dataclasses.replace(wanted, n=n))
+        return found
+
+    def set_choice(self, name: str) -> SetChoice:
+        """The image set of a cell."""
+        return self.catalogue.images(name)
+
+    def defense_settings(self, name: str) -> dict[str, Any]:
+        """Everything that can move a defense's output, as JSON."""
+        if name == NONE:
+            return {"defense": NONE}
+        choice = self.catalogue.defense(name)
+        return {
+            "defense": name,
+            "method": choice.card.name,
+            "settings": choice.settings,
+            "rounds": choice.rounds,
+            "algorithm_version": choice.card.algorithm_version,
+            "libraries": {lib: installed(lib) for lib in choice.card.constants.get("libraries", ())},
+            **self._user_file(choice.entry.method),
+        }
+
+    def attack_settings(self, key: AttackKey) -> dict[str, Any]:
+        """Everything that can move an attack's images, as JSON; the digests of its inputs come on top at run time."""
+        entry, card, settings = self.catalogue.attack(key.attack)
+        threat = self.catalogue.threat(key.threat)
+        return {
+            "images": self.images_settings(key.images, key.shift),
+            "n": self._attack_n[key],
+            "model": key.model,
+            "attack": key.attack,
+            "method": card.name,
+            "settings": settings,
+            "algorithm_version": card.algorithm_version,
+            "threat": {"norm": threat.norm, "eps": threat.budget},
+            "seed": key.seed,
+            "mode": key.mode,
+            "through": key.rule,
+            "seen": self.defense_settings(key.defense),
+            **self._user_file(entry.method),
+        }
+
+    def images_settings(self, name: str, shift: str) -> dict[str, Any]:
+        """Name, version and shift of an image set, as JSON."""
+        choice = self.set_choice(name)
+        found: dict[str, Any] = {"images": name, "shift": shift}
+        if choice.file:
+            found["file"] = choice.file
+        else:
+            found["recipe_version"] = images.recipe_version(choice.dataset)
+        if shift != NONE:
+            found["shift_version"] = images.SHIFT_VERSION
+        return found
+
+    def model_settings(self, name: str) -> dict[str, Any]:
+        """Everything that decides a model's weights, as JSON."""
+        choice = self.catalogue.model(name)
+        entry = choice.entry.model_dump(
+            mode="json", exclude={"description", "label", "seeds", "milliseconds_per_forward", "milliseconds_per_gradient"}
+        )
+        found: dict[str, Any] = {"model": name, "family": choice.family, "seed": choice.seed, **entry}
+        if choice.entry.architecture == "file":
+            found["files"] = {key: file_digest(self.catalogue.base / choice.entry.recipe[key]) for key in ("file", "weights")}
+        else:
+            found["recipe_version"] = images.recipe_version(choice.entry.dataset or "")
+        return found
+
+    def model_spec(self, name: str) -> ModelSpec:
+        """What the model rooms are asked for."""
+        choice = self.catalogue.model(name)
+        entry = choice.entry
+        recipe = dict(entry.recipe)
+        if entry.architecture == "file":
+            recipe |= {key: str(self.catalogue.base / recipe[key]) for key in ("file", "weights")}
+        return ModelSpec(
+            name=choice.name, architecture=entry.architecture, head=entry.head, recipe=recipe, dataset=entry.dataset,
+            classes=entry.classes, seed=choice.seed, class_names=entry.class_names,
+        )  # fmt: skip
+
+    def cell_settings(self, cell: Cell) -> dict[str, Any]:
+        """The identity of a cell, as JSON."""
+        return {
+            "images": self.images_settings(cell.images, cell.shift),
+            "model": self.model_settings(cell.model),
+            "defense": self.defense_settings(cell.defense),
+            "attack": {k: v for k, v in self.attack_settings(cell.attack).items() if k != "n"} if cell.attack else None,
+            "iterate": cell.iterate,
+        }
+
+    def cell_id(self, cell: Cell) -> str:
+        """The 12 hex digits that name a cell."""
+        return self._cell_ids[cell]
+
+    @cached_property
+    def _cell_ids(self) -> dict[Cell, str]:
+        return {w.cell: short_id(self.cell_settings(w.cell)) for w in self.cells}
+
+    def _user_file(self, method: str) -> dict[str, str]:
+        if not method.endswith(".py"):
+            return {}
+        return {"file_sha256": file_digest(self.catalogue.base / method)}
+
+    # ------------------------------------------------------------------------------------------------------------- jobs
+
+    @cached_property
+    def models(self) -> list[str]:
+        """Every model that some job needs, judging or attacked."""
+        found = {w.cell.model for w in self.cells} | {k.model for k in self._attack_n}
+        return sorted(found)
+
+    @cached_property
+    def judges(self) -> list[str]:
+        """Models that have cells."""
+        return sorted({w.cell.model for w in self.cells})
+
+    @cached_property
+    def datasets(self) -> dict[str, list[str]]:
+        """Data sets and the splits of each that the run needs, the fitting split included."""
+        found: dict[str, set[str]] = {}
+        for wanted in self.cells:
+            choice = self.set_choice(wanted.cell.images)
+            found.setdefault(choice.dataset, set()).add(choice.split)
+        for model in self.fitted_models:
+            name = self.fit_set(model)
+            if name:
+                choice = self.set_choice(name)
+                found.setdefault(choice.dataset, set()).add(choice.split)
+        return {d: sorted(s) for d, s in sorted(found.items())}
+
+    @cached_property
+    def shifted_sets(self) -> dict[str, list[str]]:
+        """Image sets and the shifts of each."""
+        found: dict[str, set[str]] = {}
+        for wanted in self.cells:
+            if wanted.cell.shift != NONE:
+                found.setdefault(wanted.cell.images, set()).add(wanted.cell.shift)
+        return {k: sorted(v) for k, v in sorted(found.items())}
+
+    @cached_property
+    def fitted_models(self) -> list[str]:
+        """Models with scored cells: their fitting split is observed too."""
+        return sorted({w.cell.model for w in self.cells if w.scores})
+
+    def fit_set(self, model: str) -> str | None:
+        """The image set on which a model's scores are fitted: never test."""
+        dataset = self.catalogue.model(model).entry.dataset or self._judged_dataset(model)
+        name = f"{dataset}.{self.run.fit_on}"
+        try:
+            self.catalogue.images(name)
+        except LookupError:
+            return None
+        return name
+
+    def _judged_dataset(self, model: str) -> str:
+        """The data set of the ID images that a user's own model judges."""
+        sets = [self.set_choice(w.cell.images) for w in self.cells if w.cell.model == model]
+        return next((s.dataset for s in sets if s.role == "id"), sets[0].dataset)
+
+    @cached_property
+    def purified(self) -> dict[tuple[str, str], list[tuple[str, str, int | None]]]:
+        """(image set, defense family) -> the (shift, defense, n) to purify once for all models."""
+        found: dict[tuple[str, str], dict[tuple[str, str], int | None]] = {}
+        for w in self.cells:
+            if w.cell.attack is None and w.cell.defense != NONE:
+                family = self.catalogue.defense(w.cell.defense).family
+                entry = found.setdefault((w.cell.images, family), {})
+                key = (w.cell.shift, w.cell.defense)
+                if key in entry:
+                    old = entry[key]
+                    entry[key] = None if old is None or w.n is None else max(old, w.n)
+                else:
+                    entry[key] = w.n
+        return {k: [(*key, n) for key, n in sorted(v.items())] for k, v in sorted(found.items())}
+
+    @cached_property
+    def attack_jobs(self) -> dict[tuple[str, str, str], list[AttackKey]]:
+        """(attacked model, image set, batch) -> attacks."""
+        found: dict[tuple[str, str, str], list[AttackKey]] = {}
+        for key, batch in self._attack_batch.items():
+            found.setdefault((key.model, key.images, batch), []).append(key)
+        return found
+
+    @cached_property
+    def observe_jobs(self) -> dict[tuple[str, str], list[Wanted]]:
+        """(judging model, batch) -> cells. Batch ``clean`` also observes the fitting split."""
+        found: dict[tuple[str, str], list[Wanted]] = {}
+        for wanted in self.cells:
+            found.setdefault((wanted.cell.model, wanted.batch), []).append(wanted)
+        for model in self.fitted_models:
+            found.setdefault((model, CLEAN), [])
+        return found
+
+    @cached_property
+    def score_jobs(self) -> list[tuple[str, str]]:
+        """(model, batch) pairs with cells."""
+        return [key for key, cells in self.observe_jobs.items() if cells]
+
+    def observe_inputs(self, model: str, batch: str) -> dict[str, list[str]]:
+        """Which manifests an observe job reads: image sets, shifted sets, purified sets and attacked sets."""
+        images: set[str] = set()
+        shifted: set[str] = set()
+        purified: set[tuple[str, str]] = set()
+        attacked: set[tuple[str, str, str]] = set()
+        for wanted in self.observe_jobs[(model, batch)]:
+            cell = wanted.cell
+            images.add(self.set_choice(cell.images).dataset)
+            if cell.shift != NONE:
+                shifted.add(cell.images)
+            if cell.attack is None and cell.defense != NONE:
+                purified.add((cell.images, self.catalogue.defense(cell.defense).family))
+            if cell.attack is not None:
+                attacked.add((cell.attack.model, cell.attack.images, self._attack_batch[cell.attack]))
+        if batch == CLEAN and model in self.fitted_models and self.fit_set(model):
+            images.add(self.set_choice(self.fit_set(model) or "").dataset)
+        return {
+            "images": [f"results/images/{d}/manifest.json" for d in sorted(images)],
+            "shifted": [f"results/images/{s}/shifted.json" for s in sorted(shifted)],
+            "purified": [f"results/defended/{s}/{f}.json" for s, f in sorted(purified)],
+            "attacked": [f"results/attacked/{m}/{s}/{b}.json" for m, s, b in sorted(attacked)],
+        }
+
+    def purify_inputs(self, images: str, family: str) -> list[str]:
+        """Which image manifests a purify job reads."""
+        shifts = {shift for shift, _, _ in self.purified[(images, family)]}
+        found = [f"results/images/{self.set_choice(images).dataset}/manifest.json"] if NONE in shifts else []
+        return found + ([f"results/images/{images}/shifted.json"] if shifts - {NONE} else [])
+
+    def attack_inputs(self, model: str, images: str, batch: str) -> list[str]:
+        """Which image manifests an attack job reads."""
+        keys = self.attack_jobs[(model, images, batch)]
+        found = [f"results/images/{self.set_choice(images).dataset}/manifest.json"]
+        if any(k.shift != NONE for k in keys):
+            found.append(f"results/images/{images}/shifted.json")
+        return found
+
+    def batch_of(self, key: AttackKey) -> str:
+        """The job batch in which an attack is made."""
+        return self._attack_batch[key]
+
+    def n_of(self, key: AttackKey) -> int | None:
+        """How many samples an attack is run on."""
+        return self._attack_n[key]
+
+    def job(self, rule: str, **wildcards: str) -> dict[str, Any]:
+        """Everything that decides what one job makes, as JSON. Its digest is the rule's ``params.plan``."""
+        return {"rule": rule, "wildcards": wildcards, "version": JOB_VERSIONS[rule], **self._job(rule, wildcards)}
+
+    def _job(self, rule: str, w: dict[str, str]) -> dict[str, Any]:
+        run = self.run
+        if rule == "images_build":
+            return {
+                "splits": [self.images_settings(f"{w['dataset']}.{s}", NONE) for s in self.datasets[w["dataset"]]],
+                "on_bad_image": run.on_bad_image,
+            }
+        if rule == "images_shift":
+            return {"shifts": [self.images_settings(w["set"], s) for s in self.shifted_sets[w["set"]]]}
+        if rule == "model_provide":
+            return {"model": self.model_settings(w["model"])}
+        if rule == "purify_shared":
+            wanted = self.purified[(w["set"], w["family"])]
+            return {"parts": [[self.images_settings(w["set"], s), self.defense_settings(d), n] for s, d, n in wanted]}
+        if rule == "attack":
+            keys = self.attack_jobs[(w["model"], w["set"], w["batch"])]
+            return {"parts": [self.attack_settings(k) for k in keys], "batch_size": run.batch_size}
+        if rule == "observe":
+            cells = self.observe_jobs[(w["model"], w["batch"])]
+            fit = self.fit_set(w["model"]) if w["batch"] == CLEAN and w["model"] in self.fitted_models else None
+            return {
+                "cells": [[self.cell_id(c.cell), c.n, bool(c.scores)] for c in cells],
+                "fit": self.images_settings(fit, NONE) if fit else None,
+                "batch_size": run.batch_size,
+            }
+        if rule == "score":
+            cells = self.observe_jobs[(w["model"], w["batch"])]
+            return {
+                "cells": [[self.cell_id(c.cell), list(c.scores)] for c in cells],
+                "scores": [self.score_settings(s) for s in run.scores],
+                "fit_on": run.fit_on,
+            }
+        if rule == "summarise_model":
+            return {"replicates": run.replicates, "scores": list(run.scores), "cells": self._cells_json(w["model"])}
+        if rule in ("summarise_cells", "summarise_metrics", "summarise_costs", "present_tables", "present_figures", "verdict"):
+            return {"name": run.name, "cells": digest(self._cells_json(None)), "scores": list(run.scores)}
+        raise KeyError(rule)
+
+    def score_settings(self, name: str) -> dict[str, Any]:
+        """Everything that can move a score, as JSON."""
+        entry, card, settings = self.catalogue.score(name)
+        return {
+            "score": name, "method": card.name, "settings": settings, "algorithm_version": card.algorithm_version,
+            **self._user_file(entry.method),
+        }  # fmt: skip
+
+    def _cells_json(self, model: str | None) -> list[Any]:
+        return [[self.cell_id(w.cell), w.n, list(w.scores)] for w in self.cells if model in (None, w.cell.model)]
+
+    def digest(self, rule: str, **wildcards: str) -> str:
+        """The one string that a rule puts into ``params``."""
+        return digest(self.job(rule, **wildcards))
+
+    # ------------------------------------------------------------------------------------------------------------- bill
+
+    def bill(self) -> dict[str, float | int]:
+        """What the run asks for, before it runs: counts exact, seconds and bytes estimated from measured unit costs."""
+        gradients = forwards = queries = 0.0
+        seconds = 0.0
+        size = 0.0
+        for key in self._attack_n:
+            n = self._count(key.images, self._attack_n[key])
+            entry = self.catalogue.model(key.model).entry
+            _, card, settings = self.catalogue.attack(key.attack)
+            steps = int(settings.get("steps", settings.get("queries", 1))) * int(settings.get("restarts", 1))
+            defense = self.catalogue.defense(key.defense).entry if key.defense != NONE else None
+            rounds = self.catalogue.defense(key.defense).rounds if key.defense != NONE else 0
+            evaluations = n * (steps + 1)
+            if card.constants.get("uses_gradient", True):
+                gradients += n * steps
+                seconds += n * steps * entry.milliseconds_per_gradient / 1e3
+            else:
+                queries += n * steps
+                seconds += n * steps * entry.milliseconds_per_forward / 1e3
+            if defense:
+                seconds += evaluations * rounds * defense.milliseconds_per_image / 1e3
+            size += n * 3_500
+        for wanted in self.cells:
+            n = self._count(wanted.cell.images, wanted.n)
+            entry = self.catalogue.model(wanted.cell.model).entry
+            forwards += n
+            seconds += n * entry.milliseconds_per_forward / 1e3
+            if wanted.cell.defense != NONE and wanted.cell.attack is not None:
+                choice = self.catalogue.defense(wanted.cell.defense)
+                seconds += n * choice.rounds * choice.entry.milliseconds_per_image / 1e3
+            size += n * (700 if wanted.scores else 250)
+        jobs = self.count_jobs()
+        return {
+            "cells": len(self.cells),
+            "attacks": len(self._attack_n),
+            "jobs": sum(jobs.values()),
+            "jobs_that_import_torch": jobs["attack"] + jobs["observe"],
+            "gradient_evaluations": int(gradients),
+            "black_box_queries": int(queries),
+            "forward_passes": int(forwards),
+            "core_seconds": round(seconds + 3.5 * (jobs["attack"] + jobs["observe"]) + 1.0 * sum(jobs.values()), 1),
+            "megabytes": round(size / 1e6, 1),
+        }
+
+    def bill_lines(self) -> list[str]:
+        """The bill, for a person."""
+        bill = self.bill()
+        hours = float(bill["core_seconds"]) / 3600
+        seconds = f"{bill['core_seconds']:,.0f} core-seconds" + (f" ({hours:.1f} core-hours)" if hours > 1 else "")
+        return [
+            f"The bill of '{self.run.name}', before anything runs (finished parts are not deducted):",
+            f"  {bill['cells']:>12,} cells from {bill['attacks']:,} attacks",
+            f"  {bill['jobs']:>12,} jobs, {bill['jobs_that_import_torch']:,} of which import torch",
+            f"  {bill['gradient_evaluations']:>12,} gradient evaluations at most (search mode stops early)",
+            f"  {bill['black_box_queries']:>12,} black-box queries at most",
+            f"  {bill['forward_passes']:>12,} forward passes to observe",
+            f"  about {seconds}, estimated from unit costs measured on one core; models that must be trained come on top",
+            f"  about {bill['megabytes']:,.0f} MB on disk",
+        ]
+
+    def count_jobs(self) -> dict[str, int]:
+        """Jobs by rule."""
+        return {
+            "images_build": len(self.datasets),
+            "images_shift": len(self.shifted_sets),
+            "model_provide": len(self.models),
+            "purify_shared": len(self.purified),
+            "attack": len(self.attack_jobs),
+            "observe": len(self.observe_jobs),
+            "score": len(self.score_jobs),
+            "summarise": len(self.judges) + 3,
+            "present": 4,
+        }
+
+    def _count(self, images: str, n: int | None) -> int:
+        size = self.set_choice(images).n or 1000
+        return size if n is None else min(n, size)
+
+
+JOB_VERSIONS = {
+    "images_build": 1,
+    "images_shift": 1,
+    "model_provide": 1,
+    "purify_shared": 1,
+    "attack": 1,
+    "observe": 1,
+    "score": 1,
+    "summarise_model": 1,
+    "summarise_cells": 1,
+    "summarise_metrics": 1,
+    "summarise_costs": 1,
+    "present_tables": 1,
+    "present_figures": 1,
+    "verdict": 1,
+}
+"""Raised by hand when what a job writes changes for the same plan: its parts are then made again."""
+
+
+def split_shift(name: str) -> tuple[str, int]:
+    """``gaussian_noise-2`` -> ("gaussian_noise", 2); LookupError with the known shifts."""
+    shift, _, severity = name.rpartition("-")
+    known = images.SHIFTS
+    if shift not in known:
+        raise LookupError(f"unknown shift '{name}'{did_you_mean(shift or name, list(known))} Known: {', '.join(known)}, with -<severity>")
+    if not severity.isdigit() or int(severity) not in known[shift]:
+        raise LookupError(f"shift '{name}': severity must be one of {list(known[shift])}")
+    return shift, int(severity)
+
+
+def installed(package: str) -> str | None:
+    """The installed version of a package, null where there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str | None]:
+    """The versions that a cell records."""
+    wanted = ("torch", "torchvision", "timm", "numpy", "pillow", "kornia", "scikit-image", "torchattacks", "pyarrow")
+    return {"windtunnel": __version__, **{name: installed(name) for name in wanted}}

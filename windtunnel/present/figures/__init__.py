@@ -1,0 +1,48 @@
+"""The figures of a run, one file each: frames in, a matplotlib ``Figure`` out; ``all_figures`` draws every one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from windtunnel.present.figures.accuracy_against_epsilon import accuracy_against_epsilon
+from windtunnel.present.figures.gallery import Picture, gallery
+from windtunnel.present.figures.ood_defended import ood_defended
+from windtunnel.present.figures.rate_accuracy import rate_accuracy
+from windtunnel.present.figures.reliability import reliability
+from windtunnel.present.figures.roc import roc
+from windtunnel.present.figures.score_histograms import score_histograms
+from windtunnel.present.figures.sequential_jpeg import sequential_jpeg
+from windtunnel.present.figures.transfer import transfer
+
+FIGURES = (
+    "sequential_jpeg", "accuracy_against_epsilon", "rate_accuracy", "gallery", "score_histograms", "roc", "ood_defended",
+    "reliability", "transfer",
+)  # fmt: skip
+"""Names of all figures in the order of the report: what ``present_figures`` declares as output."""
+
+
+def all_figures(
+    samples: pd.DataFrame, metrics: pd.DataFrame, cells: pd.DataFrame, pictures: Sequence[Picture] = ()
+) -> dict[str, Figure]:
+    """Every figure by name. One whose rows this run lacks says so in words, so that no declared file is ever missing."""
+    made = {
+        "sequential_jpeg": sequential_jpeg(metrics, cells),
+        "accuracy_against_epsilon": accuracy_against_epsilon(metrics, cells),
+        "rate_accuracy": rate_accuracy(metrics, cells),
+        "gallery": gallery(pictures),
+        "score_histograms": score_histograms(samples, metrics),
+        "roc": roc(samples, metrics),
+        "ood_defended": ood_defended(metrics),
+        "reliability": reliability(samples, metrics),
+        "transfer": transfer(metrics),
+    }
+    return {name: made[name] for name in FIGURES}
+
+
+__all__ = [
+    "FIGURES", "Picture", "accuracy_against_epsilon", "all_figures", "gallery", "ood_defended", "rate_accuracy",
+    "reliability", "roc", "score_histograms", "sequential_jpeg", "transfer",
+]  # fmt: skip

@@ -1,0 +1,17 @@
+"""What a run always prints, by name: the workflow declares these files, so every run writes each of them.
+
+What a run does not hold is said inside the table or figure ("not in this run"), never by a missing file.
+"""
+
+FIGURE_NAMES = (
+    "sequential_jpeg",
+    "accuracy_against_epsilon",
+    "rate_accuracy",
+    "score_histograms",
+    "roc",
+    "reliability",
+    "gallery",
+    "ood_defended",
+    "transfer",
+)
+TABLE_NAMES = ("robust_accuracy", "defenses", "ood", "ood_defended", "checks", "failed")

@@ -1,0 +1,241 @@
+"""A model looks once at every image of its cells: logits, features and the natural columns of the sample table."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from windtunnel import store
+from windtunnel.catalogue import NONE
+from windtunnel.defenses.base import repeat
+from windtunnel.jobs import Made, Making, make_parts
+from windtunnel.plan import CLEAN, FIT, Cell, Plan, Wanted, split_shift
+from windtunnel.store import Part, StoreError
+from windtunnel.stages import attack as attack_stage
+from windtunnel.stages import images as image_stage
+from windtunnel.stages import purify as purify_stage
+
+
+class UpstreamFailed(RuntimeError):
+    """The attacked images of this cell could not be made; the reason is the attack's."""
+
+
+def observe(plan: Plan, model: str, batch: str, manifest: Path, *, attempt: int = 1) -> None:
+    """All cells of one (judging model, batch), one part each; batch ``clean`` also the fitting split."""
+    folder = attack_stage.model_folder(model)
+    weights = store.file_digest(folder / "weights.safetensors")
+    loaded: list[Any] = []
+
+    def classifier() -> Any:
+        if not loaded:
+            from windtunnel.models.load import load_model
+
+            loaded.append(load_model(folder))
+        return loaded[0]
+
+    makings = []
+    for wanted in plan.observe_jobs[(model, batch)]:
+        source, content = _source(plan, wanted.cell)
+        identity = {
+            "cell": plan.cell_settings(wanted.cell),
+            "n": wanted.n,
+            "weights": weights,
+            "content": content,
+            "features": bool(wanted.scores),
+            "batch_size": plan.run.batch_size,
+        }
+        makings.append(
+            Making(key=plan.cell_id(wanted.cell), identity=identity, make=partial(_observe, plan, wanted, source, classifier))
+        )
+    fit = plan.fit_set(model) if batch == CLEAN and model in plan.fitted_models else None
+    if fit:
+        identity = {
+            "fit": plan.images_settings(fit, NONE),
+            "weights": weights,
+            "content": image_stage.content(plan, fit, NONE),
+            "batch_size": plan.run.batch_size,
+        }
+        makings.append(Making(key=FIT, identity=identity, make=partial(_observe_fit, plan, fit, classifier)))
+    make_parts(manifest, plan.digest("observe", model=model, batch=batch), makings, attempt=attempt)
+
+
+def attacked_manifest(plan: Plan, cell: Cell) -> Path:
+    """The manifest that lists a cell's attacked images."""
+    if cell.attack is None:
+        raise ValueError("a clean cell has no attacked images")
+    key = cell.attack
+    return Path("results/attacked") / key.model / key.images / f"{plan.batch_of(key)}.json"
+
+
+def _source(plan: Plan, cell: Cell) -> tuple[Part | None, str | None]:
+    """The part a cell is made from (null for undefended clean images) and the digest that goes into its identity."""
+    clean = image_stage.content(plan, cell.images, cell.shift)
+    if cell.attack is not None:
+        part = store.read_manifest(attacked_manifest(plan, cell))[attack_stage.key_name(cell.attack)]
+        return part, f"{clean}:{part.sha256 or part.reason}"
+    if cell.defense != NONE:
+        part = store.read_manifest(_purified_manifest(plan, cell))[purify_stage.key(cell.shift, cell.defense)]
+        return part, f"{clean}:{part.sha256 or part.reason}"
+    return None, clean
+
+
+def _purified_manifest(plan: Plan, cell: Cell) -> Path:
+    return Path("results/defended") / cell.images / f"{plan.catalogue.defense(cell.defense).family}.json"
+
+
+def key_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """The columns that every row of a cell shares."""
+    choice = plan.set_choice(cell.images)
+    shift, severity = split_shift(cell.shift) if cell.shift != NONE else (NONE, None)
+    model = plan.catalogue.model(cell.model)
+    key = cell.attack
+    threat = plan.catalogue.threat(key.threat) if key else None
+    linf = threat is not None and threat.norm == "linf"
+    return {
+        "cell_id": plan.cell_id(cell),
+        "dataset": choice.dataset,
+        "split": choice.split,
+        "role": choice.role if cell.shift == NONE else "shifted",
+        "shift": shift,
+        "severity": severity,
+        "model": model.family,
+        "model_seed": model.seed,
+        "source_model": key.model if key else None,
+        "attack": key.attack if key else NONE,
+        "threat": key.threat if key else NONE,
+        "norm": threat.norm if threat else None,
+        "eps": threat.budget if threat else None,
+        "eps_255": threat.eps_255 if threat and linf else None,
+        "attack_seed": key.seed if key else None,
+        "attack_defense": key.defense if key else NONE,
+        "through": cell.through,
+        "defense": cell.defense,
+        "mode": key.mode if key else NONE,
+        "iterate": cell.iterate,
+    }
+
+
+def _observe(plan: Plan, wanted: Wanted, source: Part | None, classifier: Any) -> Made:
+    from windtunnel import engine
+
+    cell = wanted.cell
+    if source is not None and source.status == "error":
+        raise UpstreamFailed(source.reason)
+    image_set = image_stage.read(plan, cell.images, cell.shift, wanted.n)
+    clean = purify_stage.nchw(image_set.images)
+    columns: dict[str, Any] = {}
+    seen = clean
+    if cell.attack is not None:
+        table = store.part_table(attacked_manifest(plan, cell), source)  # type: ignore[arg-type]
+        _same_samples(table.column("sample_id").to_pylist(), image_set.sample_ids, source)
+        attacked = attack_stage.unpack(table, cell.iterate)
+        columns |= _attack_columns(plan, cell, table, attacked, clean)
+        purified = None
+        seen = attacked
+        if cell.defense != NONE:
+            method, rounds = purify_stage.build(plan, cell.defense)
+            purified = repeat(method, attacked, rounds)
+            seen = purified.images
+        columns |= purify_stage.quality(clean, seen, purified)
+    elif cell.defense != NONE:
+        table = store.part_table(_purified_manifest(plan, cell), source)  # type: ignore[arg-type]
+        keep = _rows_of(table.column("sample_id").to_pylist(), image_set.sample_ids, source)
+        table = table.take(keep)
+        seen = purify_stage.unpack(table)
+        columns |= {name: table.column(name) for name in ("psnr", "ssim", "bpp_file", "bpp_payload")}
+    logits, features = engine.predict(
+        classifier(), seen, batch_size=plan.run.batch_size, with_features=bool(wanted.scores)
+    )
+    columns |= judge(logits, image_set.labels, columns.get("bound_violation"))
+    columns.pop("bound_violation", None)
+    columns |= key_columns(plan, cell)
+    columns |= {
+        "sample_id": image_set.sample_ids,
+        "source_id": image_set.source_ids,
+        "label": image_set.labels,
+        "logits": logits,
+        "features": features,
+    }
+    return store.table_from_columns(columns, store.schema(store.OBSERVED_FIELDS)), {"cell": plan.cell_id(cell)}, None
+
+
+def judge(logits: np.ndarray, labels: np.ndarray | None, bound_violation: np.ndarray | None = None) -> dict[str, Any]:
+    """Prediction columns from logits [N, K]. A NaN logit is a wrong answer with status ``nan``; without labels no answer is right.
+
+    ``margin`` is the label's logit minus the largest other one: positive exactly where the prediction is correct.
+    """
+    n, _ = logits.shape
+    broken = ~np.isfinite(logits).all(axis=1)
+    z = np.where(broken[:, None], 0.0, logits.astype(np.float64))
+    top = z.argmax(axis=1)
+    shifted = z - z.max(axis=1, keepdims=True)
+    conf = 1.0 / np.exp(shifted).sum(axis=1)
+    status = np.where(broken, "nan", "ok").astype(object)
+    if bound_violation is not None:
+        status[bound_violation & ~broken] = "bound"
+    found: dict[str, Any] = {
+        "pred": np.ma.masked_array(top.astype(np.int32), mask=broken),
+        "conf": np.ma.masked_array(conf.astype(np.float32), mask=broken),
+        "status": list(status),
+        "reason": [
+            "a logit is not finite" if b else ("the attack left its ball or the box" if s == "bound" else None)
+            for b, s in zip(broken, status, strict=True)
+        ],
+    }
+    if labels is not None:
+        others = z.copy()
+        others[np.arange(n), labels] = -np.inf
+        margin = z[np.arange(n), labels] - others.max(axis=1)
+        found["correct"] = (top == labels) & ~broken
+        found["margin"] = np.ma.masked_array(margin.astype(np.float32), mask=broken)
+    return found
+
+
+def _attack_columns(plan: Plan, cell: Cell, table: Any, attacked: np.ndarray, clean: np.ndarray) -> dict[str, Any]:
+    difference = (attacked.astype(np.float64) - clean).reshape(len(clean), -1)
+    success = table.column("success").to_numpy(zero_copy_only=False).astype(bool)
+    return {
+        "linf": np.abs(difference).max(axis=1).astype(np.float32),
+        "l2": np.sqrt((difference**2).sum(axis=1)).astype(np.float32),
+        "success_float": success,
+        "broken_by": [cell.attack.attack if s else None for s in success] if cell.attack else None,
+        "broken_at": table.column("first_success"),
+        "n_forward": table.column("n_forward"),
+        "n_backward": table.column("n_backward"),
+        "zero_gradient": table.column("zero_gradient"),
+        "nan_gradient": table.column("nan_gradient"),
+        "bound_violation": table.column("bound_violation").to_numpy(zero_copy_only=False).astype(bool),
+    }
+
+
+def _same_samples(found: list[str], wanted: list[str], part: Part | None) -> None:
+    if found != wanted:
+        raise StoreError(f"the attacked part '{part.file if part else None}' holds other samples than its image set")
+
+
+def _rows_of(found: list[str], wanted: list[str], part: Part | None) -> list[int]:
+    where = {sample: row for row, sample in enumerate(found)}
+    missing = [s for s in wanted if s not in where]
+    if missing:
+        raise StoreError(f"the purified part '{part.file if part else None}' lacks samples such as '{missing[0]}'")
+    return [where[s] for s in wanted]
+
+
+def _observe_fit(plan: Plan, name: str, classifier: Any) -> Made:
+    from windtunnel import engine
+
+    image_set = image_stage.read(plan, name, NONE, None)
+    logits, features = engine.predict(
+        classifier(), purify_stage.nchw(image_set.images), batch_size=plan.run.batch_size, with_features=True
+    )
+    columns = {
+        "sample_id": image_set.sample_ids,
+        "source_id": image_set.source_ids,
+        "label": image_set.labels,
+        "logits": logits,
+        "features": features,
+    }
+    return store.table_from_columns(columns, store.schema(store.OBSERVED_FIELDS)), {"fit": name}, None

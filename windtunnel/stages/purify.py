@@ -1,0 +1,85 @@
+"""Model-free purification: each clean image set through each defense once, for all models."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from windtunnel import registry, store
+from windtunnel.defenses.base import Defense, Purified, repeat
+from windtunnel.jobs import Made, Making, make_parts
+from windtunnel.metrics.quality import psnr, ssim
+from windtunnel.plan import Plan
+from windtunnel.stages import images as image_stage
+
+
+def build(plan: Plan, name: str) -> tuple[Defense, int]:
+    """A defense object and its rounds, by name."""
+    choice = plan.catalogue.defense(name)
+    return registry.load("defense", choice.entry.method, plan.catalogue.base)(**choice.settings), choice.rounds
+
+
+def purify_shared(plan: Plan, name: str, family: str, manifest: Path, *, attempt: int = 1) -> None:
+    """All strengths of one family on one image set and its shifts."""
+    makings = []
+    for shift, defense, n in plan.purified[(name, family)]:
+        identity = {
+            "images": plan.images_settings(name, shift),
+            "content": image_stage.content(plan, name, shift),
+            "defense": plan.defense_settings(defense),
+            "n": n,
+        }
+        makings.append(Making(key=key(shift, defense), identity=identity, make=partial(_purify, plan, name, shift, defense, n)))
+    make_parts(manifest, plan.digest("purify_shared", set=name, family=family), makings, attempt=attempt)
+
+
+def key(shift: str, defense: str) -> str:
+    """The manifest key of a purified set."""
+    return f"{shift}:{defense}"
+
+
+def nchw(images: np.ndarray) -> np.ndarray:
+    """[N, H, W, 3] uint8 -> [N, 3, H, W] float32 in [0, 1]."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+
+
+def quality(clean: np.ndarray, seen: np.ndarray, purified: Purified | None) -> dict[str, Any]:
+    """Distortion and rate columns of what a model sees, against the clean image; null where there is nothing to compare."""
+    pixels = seen.shape[-1] * seen.shape[-2]
+    per_pixel = lambda bits: None if bits is None else (np.asarray(bits, np.float64) / pixels).astype(np.float32)  # noqa: E731
+    decibels = np.asarray(psnr(clean, seen), np.float64)
+    return {
+        "psnr": np.ma.masked_array(np.where(np.isfinite(decibels), decibels, 0), mask=~np.isfinite(decibels)),
+        "ssim": np.asarray(ssim(clean, seen), np.float32),
+        "bpp_file": per_pixel(purified.file_bits) if purified else None,
+        "bpp_payload": per_pixel(purified.payload_bits) if purified else None,
+    }
+
+
+def _purify(
+    plan: Plan, name: str, shift: str, defense: str, n: int | None
+) -> Made:
+    image_set = image_stage.read(plan, name, shift, n)
+    method, rounds = build(plan, defense)
+    clean = nchw(image_set.images)
+    result = repeat(method, clean, rounds)
+    columns = {
+        "sample_id": image_set.sample_ids,
+        "source_id": image_set.source_ids,
+        "label": image_set.labels,
+        "image": [row.tobytes() for row in np.ascontiguousarray(result.images, dtype=np.float32)],
+        **quality(clean, result.images, result),
+    }
+    table = store.table_from_columns(columns, store.schema(store.DEFENDED_FIELDS))
+    return table, {"shape": list(result.images.shape[1:])}, None
+
+
+def unpack(table: pa.Table) -> np.ndarray:
+    """[N, 3, H, W] float32 images of a purified part."""
+    shape = store.table_metadata(table)["shape"]
+    raw = b"".join(table.column("image").to_pylist())
+    return np.frombuffer(raw, dtype=np.float32).reshape(-1, *shape).copy()

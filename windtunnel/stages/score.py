@@ -1,0 +1,110 @@
+"""Scores from cached logits and features; writes the sample tables. No torch: adding a score runs no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from windtunnel import registry, store
+from windtunnel.jobs import log
+from windtunnel.plan import CLEAN, FIT, Plan, Wanted
+from windtunnel.scores.base import Head, Observations, Score, State
+from windtunnel.stages import images as image_stage
+from windtunnel.stages.attack import model_folder
+from windtunnel.stages.observe import key_columns
+
+
+def score(plan: Plan, model: str, batch: str, output: Path) -> None:
+    """The sample table of one (model, batch): every cell's rows, every configured score's column."""
+    manifest = Path("results/observed") / model / f"{batch}.json"
+    parts = store.read_manifest(manifest)
+    head, fitted = _fit(plan, model)
+    schema = store.samples_schema(plan.run.scores)
+    tables = []
+    for wanted in plan.observe_jobs[(model, batch)]:
+        part = parts[plan.cell_id(wanted.cell)]
+        if part.status == "error":
+            log.warning("%s failed: %s", part.key, part.reason)
+            tables.append(failed_rows(plan, wanted, part.reason, schema))
+            continue
+        observed = store.part_table(manifest, part)
+        columns: dict[str, Any] = {name: observed.column(name) for name, _ in store.SAMPLE_FIELDS if name in observed.column_names}
+        columns["schema_version"] = store.SCHEMA_VERSION
+        columns |= _scores(observed, wanted.scores, fitted, head)
+        tables.append(store.table_from_columns(columns, schema))
+    metadata = {"schema_version": store.SCHEMA_VERSION, "scores": list(plan.run.scores), "fit_on": plan.run.fit_on}
+    store.write_table(output, pa.concat_tables(tables), metadata)
+
+
+def failed_rows(plan: Plan, wanted: Wanted, reason: str | None, schema: pa.Schema) -> pa.Table:
+    """A failed cell is rows too: one per sample, status ``error``, never correct."""
+    image_set = image_stage.read(plan, wanted.cell.images, wanted.cell.shift, wanted.n)
+    n = len(image_set.sample_ids)
+    columns = {
+        **key_columns(plan, wanted.cell),
+        "schema_version": store.SCHEMA_VERSION,
+        "sample_id": image_set.sample_ids,
+        "source_id": image_set.source_ids,
+        "label": image_set.labels,
+        "correct": [False] * n if image_set.labels is not None else None,
+        "status": ["error"] * n,
+        "reason": [reason] * n,
+    }
+    return store.table_from_columns(columns, schema)
+
+
+def matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """[N, D] float32 of a list column whose lists are equally long."""
+    array = column.combine_chunks()
+    flat = array.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(array), -1) if len(array) else flat.reshape(0, 0)
+
+
+def _observations(table: pa.Table) -> Observations:
+    labels = table.column("label")
+    return Observations(
+        logits=matrix(table.column("logits")),
+        features=matrix(table.column("features")),
+        labels=None if labels.null_count else labels.to_numpy(),
+    )
+
+
+def _fit(plan: Plan, model: str) -> tuple[Head | None, dict[str, tuple[Score, State]]]:
+    if model not in plan.fitted_models:
+        return None, {}
+    from windtunnel.models.load import load_head
+
+    head = load_head(model_folder(model))
+    manifest = Path("results/observed") / model / f"{CLEAN}.json"
+    fit = store.read_manifest(manifest).get(FIT)
+    train = _observations(store.part_table(manifest, fit)) if fit and fit.status == "ok" else None
+    fitted: dict[str, tuple[Score, State]] = {}
+    for name in plan.run.scores:
+        entry, card, settings = plan.catalogue.score(name)
+        if card.constants.get("needs_temperature", False) and head.temperature_weight is None:
+            continue
+        method: Score = registry.load("score", entry.method, plan.catalogue.base)(**settings)
+        if card.constants.get("needs_fit", False):
+            if train is None:
+                raise store.StoreError(f"score '{name}' needs the split '{plan.run.fit_on}' of the model's data set to be fitted on")
+            fitted[name] = (method, method.fit(train, head))
+        else:
+            fitted[name] = (method, {})
+    return head, fitted
+
+
+def _scores(
+    observed: pa.Table, wanted: tuple[str, ...], fitted: dict[str, tuple[Score, State]], head: Head | None
+) -> dict[str, np.ndarray]:
+    if not wanted or head is None:
+        return {}
+    observations = _observations(observed)
+    found = {}
+    for name in wanted:
+        if name in fitted:
+            method, state = fitted[name]
+            found[store.score_column(name)] = np.asarray(method.score(observations, state, head), dtype=np.float64)
+    return found
