@@ -1,8 +1,8 @@
 """Gradient evaluations per second of the attack loop over the model's raw forward + input-backward.
 
-Both run in one process on the same images and model, interleaved, so that a busy machine disturbs both alike; the ratio of
-CPU times is the trustworthy one. The loop's share also pays what raw gradients do not: the clean image and the last iterate
-are judged (two forwards per sample). Goal: at least 0.95 at PGD-50.
+Both run in one process on the same images and model, interleaved, so that a busy machine disturbs both alike; the
+ratio of CPU times is the trustworthy one. The loop's share also pays what raw gradients do not: the clean image and
+the last iterate are judged (two forwards per sample). Goal: at least 0.95 at PGD-50.
 
     python benchmarks/attack_loop.py [--samples 256] [--steps 50] [--batch 64] [--rounds 5] [--model resnet|small]
 
@@ -105,8 +105,8 @@ def main() -> None:
         ratio = {k: median(float(r[f"raw_{k}"]) / float(r[f"loop_{k}"]) for r in mine) for k in ("cpu", "wall")}
         speed = median(gradients / float(r["loop_wall"]) for r in mine)
         print(
-            f"attack_loop {options.model} pgd{steps} batch {options.batch} on {device()}: loop/raw gradients per second "
-            f"{ratio['cpu']:.3f} (CPU) {ratio['wall']:.3f} (wall), {speed:.0f} gradients/s, goal 0.95"
+            f"attack_loop {options.model} pgd{steps} batch {options.batch} on {device()}: loop/raw gradients per "
+            f"second {ratio['cpu']:.3f} (CPU) {ratio['wall']:.3f} (wall), {speed:.0f} gradients/s, goal 0.95"
         )
     OUT.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), OUT)

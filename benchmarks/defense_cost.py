@@ -1,7 +1,8 @@
-"""What each defense costs and does at 32x32: CPU milliseconds per image, PSNR, bits per pixel, cost of each backward rule.
+"""What each defense costs and does at 32x32: CPU milliseconds per image, PSNR, bits per pixel, cost of each backward
+rule.
 
-One process, one thread, the defenses interleaved so that a busy machine slows all alike; the least of the repeats counts.
-One line per defense, and results/benchmarks/defense_cost.parquet. Run from the repository root:
+One process, one thread, the defenses interleaved so that a busy machine slows all alike; the least of the repeats
+counts. One line per defense, and results/benchmarks/defense_cost.parquet. Run from the repository root:
 
     python benchmarks/defense_cost.py [--images 100] [--repeats 5] [--rules]
 
@@ -107,9 +108,10 @@ def main() -> None:
     target = ROOT / "results" / "benchmarks" / "defense_cost.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema(
-        [("defense", pa.string()), ("n", pa.int64()), ("ms", pa.float64()), ("psnr", pa.float64()), ("ssim", pa.float64()),
-         ("bpp_file", pa.float64()), ("bpp_payload", pa.float64()), ("rules_ms", pa.map_(pa.string(), pa.float64()))]
-    )  # fmt: skip
+        [("defense", pa.string()), ("n", pa.int64())]
+        + [(name, pa.float64()) for name in ("ms", "psnr", "ssim", "bpp_file", "bpp_payload")]
+        + [("rules_ms", pa.map_(pa.string(), pa.float64()))]
+    )
     table = [row | {"rules_ms": list(row["rules_ms"].items()) if row["rules_ms"] else None} for row in rows]
     pq.write_table(pa.Table.from_pylist(table, schema=schema), target)
     print(f"written: {target.relative_to(ROOT)}")

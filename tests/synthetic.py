@@ -1,9 +1,9 @@
 """Sample tables of made-up cells in the exact schema: what the tests of checks, metrics, tables and figures read.
 
-``cell`` makes the rows of one cell from per-sample arrays, ``samples`` joins cells to a frame as ``windtunnel.load`` gives
-it, ``infos`` what a run knows of each cell beside its rows, and ``run`` a whole small run (clean, bare, unaware, through,
-transfer, shifted and OOD cells over several training seeds) that looks like the built-in benchmark. No model is involved:
-these numbers mean nothing.
+``cell`` makes the rows of one cell from per-sample arrays, ``samples`` joins cells to a frame as ``windtunnel.load``
+gives it, ``infos`` what a run knows of each cell beside its rows, and ``run`` a whole small run (clean, bare,
+unaware, through, transfer, shifted and OOD cells over several training seeds) that looks like the built-in benchmark.
+No model is involved: these numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def cell(
 ) -> pd.DataFrame:
     """The rows of one cell. ``correct`` gives each sample's outcome; ``broken`` = the first so many are wrong.
 
-    Of an attacked cell (``attack`` not ``none``) the threat is ``linf-<eps_255>``, the source the model itself, ``through``
-    ``bare`` without a defense under attack. ``columns`` overrides or fills any other column of the schema.
+    Of an attacked cell (``attack`` not ``none``) the threat is ``linf-<eps_255>``, the source the model itself,
+    ``through`` ``bare`` without a defense under attack. ``columns`` overrides or fills any other column of the
+    schema.
     """
     attacked = attack != "none"
     eps = None if eps_255 is None else eps_255 / 255
@@ -125,7 +126,9 @@ def table(*cells: pd.DataFrame, scores: Sequence[str] = ()) -> pa.Table:
     tables = []
     for rows in cells:
         columns = {
-            name: [None if v is None or (isinstance(v, float) and v != v and name == "label") else v for v in rows[name]]
+            name: [
+                None if v is None or (isinstance(v, float) and v != v and name == "label") else v for v in rows[name]
+            ]
             for name in wanted.names
             if name in rows
         }
@@ -166,7 +169,9 @@ def _outcomes(rng: np.random.Generator, n: int, accuracy: float) -> np.ndarray:
     return rng.random(n) < accuracy
 
 
-def _scores(rng: np.random.Generator, n: int, distance: float, names: Sequence[str], model: str) -> dict[str, np.ndarray]:
+def _scores(
+    rng: np.random.Generator, n: int, distance: float, names: Sequence[str], model: str
+) -> dict[str, np.ndarray]:
     has_temperature = model.endswith("abet")
     return {
         name: rng.normal(distance * (1 + 0.1 * place), 1.0, n)
@@ -198,51 +203,129 @@ def run(
 
             for defense in ("none", "jpeg-50", "median-3"):
                 accuracy = 0.95 if defense == "none" else 0.9
-                parts.append(cell(correct=_outcomes(rng, n, accuracy), defense=defense, scores=scored(n, 0.0), **common))
+                parts.append(
+                    cell(correct=_outcomes(rng, n, accuracy), defense=defense, scores=scored(n, 0.0), **common)
+                )
                 for role, splits in (("near_ood", near), ("far_ood", far), ("sanity", ("noise",))):
                     for place, split in enumerate(splits):
                         distance = (1.0 if role == "near_ood" else 2.0) + 0.3 * place + 0.1 * seed
-                        parts.append(cell(n=n, split=split, role=role, labelled=False, defense=defense,
-                                          scores=scored(n, distance), **common))  # fmt: skip
+                        parts.append(
+                            cell(
+                                n=n,
+                                split=split,
+                                role=role,
+                                labelled=False,
+                                defense=defense,
+                                scores=scored(n, distance),
+                                **common,
+                            )
+                        )
             for severity in (1, 2, 3):
-                parts.append(cell(correct=_outcomes(rng, n, 0.95 - 0.1 * severity), shift="gaussian_noise", severity=severity,
-                                  role="shifted", scores=scored(n, 0.3 * severity), **common))  # fmt: skip
+                parts.append(
+                    cell(
+                        correct=_outcomes(rng, n, 0.95 - 0.1 * severity),
+                        shift="gaussian_noise",
+                        severity=severity,
+                        role="shifted",
+                        scores=scored(n, 0.3 * severity),
+                        **common,
+                    )
+                )
             if seed:
                 continue
             for eps in (1, 2, 4, 8, 16):
                 fall = 0.9 - 0.05 * eps if hardened else max(0.0, 0.7 - 0.15 * eps)
                 for attack, gradients, extra in (("fgsm", 1, 0.15), ("pgd20", 20, 0.0), ("sign-noise", 0, 0.6)):
-                    parts.append(cell(correct=_outcomes(rng, n_attacked, min(0.95, fall + extra)), attack=attack, eps_255=eps,
-                                      mode="search", iterate="first", n_backward=gradients, **common))  # fmt: skip
+                    parts.append(
+                        cell(
+                            correct=_outcomes(rng, n_attacked, min(0.95, fall + extra)),
+                            attack=attack,
+                            eps_255=eps,
+                            mode="search",
+                            iterate="first",
+                            n_backward=gradients,
+                            **common,
+                        )
+                    )
             for eps in (4, 8):
                 for iterate in ("best", "last"):
                     attacked: dict[str, Any] = {"attack": "pgd20", "eps_255": eps, "iterate": iterate, **common}
                     fall = 0.5 if hardened else 0.02
-                    parts.append(cell(correct=_outcomes(rng, n_attacked, fall), scores=scored(n_attacked, -0.5), **attacked))
+                    parts.append(
+                        cell(correct=_outcomes(rng, n_attacked, fall), scores=scored(n_attacked, -0.5), **attacked)
+                    )
                     for defense in ("jpeg-50", "median-3", "wavelet"):
-                        parts.append(cell(correct=_outcomes(rng, n_attacked, 0.5), defense=defense,
-                                          scores=scored(n_attacked, -0.2), **attacked))  # fmt: skip
+                        parts.append(
+                            cell(
+                                correct=_outcomes(rng, n_attacked, 0.5),
+                                defense=defense,
+                                scores=scored(n_attacked, -0.2),
+                                **attacked,
+                            )
+                        )
             if model != "digits-cnn":
                 continue
-            parts.append(cell(correct=_outcomes(rng, n_attacked, 0.6), attack="pgd20", eps_255=8, source_model="digits-cnn-s1",
-                              **common))  # fmt: skip
-            parts.append(cell(correct=_outcomes(rng, n_attacked, 0.2), attack="square", eps_255=8, n_backward=0, mode="search",
-                              iterate="first", **common))  # fmt: skip
+            parts.append(
+                cell(
+                    correct=_outcomes(rng, n_attacked, 0.6),
+                    attack="pgd20",
+                    eps_255=8,
+                    source_model="digits-cnn-s1",
+                    **common,
+                )
+            )
+            parts.append(
+                cell(
+                    correct=_outcomes(rng, n_attacked, 0.2),
+                    attack="square",
+                    eps_255=8,
+                    n_backward=0,
+                    mode="search",
+                    iterate="first",
+                    **common,
+                )
+            )
             parts.append(cell(correct=_outcomes(rng, n, 0.9), defense="wavelet", **common))
             for rule in RULES["median"]:
-                parts.append(cell(correct=_outcomes(rng, n_attacked, 0.1), attack="pgd20", eps_255=8, defense="median-3",
-                                  attack_defense="median-3", through=rule, **common))  # fmt: skip
+                parts.append(
+                    cell(
+                        correct=_outcomes(rng, n_attacked, 0.1),
+                        attack="pgd20",
+                        eps_255=8,
+                        defense="median-3",
+                        attack_defense="median-3",
+                        through=rule,
+                        **common,
+                    )
+                )
             for rounds, rise in ((1, 0.01), (2, 0.12), (3, 0.61), (5, 0.70), (10, 0.78)):
                 defense = "jpeg-50" if rounds == 1 else f"jpeg-50-x{rounds}"
                 if rounds > 1:
                     parts.append(cell(correct=_outcomes(rng, n, 0.9), defense=defense, **common))
-                    parts.append(cell(correct=_outcomes(rng, n_attacked, 0.51), attack="pgd20", eps_255=8, defense=defense,
-                                      **common))  # fmt: skip
+                    parts.append(
+                        cell(
+                            correct=_outcomes(rng, n_attacked, 0.51),
+                            attack="pgd20",
+                            eps_255=8,
+                            defense=defense,
+                            **common,
+                        )
+                    )
                 for rule in RULES["jpeg"]:
                     if rounds == 1 and rule == "surrogate-n":
                         continue
                     level = {"surrogate-n": rise, "surrogate-1": 0.01, "identity": 0.25}[rule]
                     for iterate in ("best", "last"):
-                        parts.append(cell(correct=_outcomes(rng, n_attacked, level), attack="pgd20", eps_255=8,
-                                          defense=defense, attack_defense=defense, through=rule, iterate=iterate, **common))  # fmt: skip
+                        parts.append(
+                            cell(
+                                correct=_outcomes(rng, n_attacked, level),
+                                attack="pgd20",
+                                eps_255=8,
+                                defense=defense,
+                                attack_defense=defense,
+                                through=rule,
+                                iterate=iterate,
+                                **common,
+                            )
+                        )
     return samples(*parts, scores=score_names)

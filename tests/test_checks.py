@@ -69,7 +69,7 @@ def test_whole_run_in_small_flags_only_the_masked_rule():
     assert {first.loc[i, "defense"] for i in raised} >= {"jpeg-50-x5", "jpeg-50-x10"}
 
 
-# ------------------------------------------------------------------------------------------------------ undefended falls
+# ----------------------------------------------------------------------------------------------------- undefended falls
 
 
 @pytest.mark.parametrize(("right", "state"), [(0, "ok"), (2, "ok"), (3, "flag"), (100, "flag")])
@@ -100,12 +100,16 @@ def test_undefended_falls_judges_a_hardened_model_by_its_twin():
 
 
 def test_undefended_falls_leaves_single_steps_and_black_boxes_out():
-    frame = samples(pgd(attack="fgsm", eps_255=8, n_backward=1), pgd(attack="fgsm", eps_255=16, n_backward=1),
-                    pgd(attack="square", eps_255=8, n_backward=0), pgd(attack="square", eps_255=16, n_backward=0))  # fmt: skip
+    frame = samples(
+        pgd(attack="fgsm", eps_255=8, n_backward=1),
+        pgd(attack="fgsm", eps_255=16, n_backward=1),
+        pgd(attack="square", eps_255=8, n_backward=0),
+        pgd(attack="square", eps_255=16, n_backward=0),
+    )
     assert states(frame, "undefended_falls") == {}
 
 
-# -------------------------------------------------------------------------------------------------- zero and NaN gradient
+# ------------------------------------------------------------------------------------------------ zero and NaN gradient
 
 
 @pytest.mark.parametrize(("zeros", "state"), [(0, "ok"), (2, "ok"), (3, "flag")])
@@ -116,7 +120,9 @@ def test_zero_gradient(zeros: int, state: str):
 
 
 def test_zero_gradient_counts_only_what_the_attacked_pipeline_gets_right():
-    attacked = pgd(zero_gradient=[i < 100 for i in range(N)], defense="jpeg-50", attack_defense="jpeg-50", through="identity")
+    attacked = pgd(
+        zero_gradient=[i < 100 for i in range(N)], defense="jpeg-50", attack_defense="jpeg-50", through="identity"
+    )
     clean = [cell(n=N), cell(n=N, defense="jpeg-50", broken=99)]
     found = states(samples(*clean, attacked), "zero_gradient")
     assert found[one_id(attacked)] == base.Finding("ok", 1 / 101)
@@ -125,7 +131,9 @@ def test_zero_gradient_counts_only_what_the_attacked_pipeline_gets_right():
 
 
 def test_zero_gradient_is_not_asked_of_black_boxes_and_transfers():
-    frame = samples(pgd(attack="square", n_backward=0, zero_gradient=True), pgd(source_model="digits-vit", zero_gradient=True))
+    frame = samples(
+        pgd(attack="square", n_backward=0, zero_gradient=True), pgd(source_model="digits-vit", zero_gradient=True)
+    )
     assert states(frame, "zero_gradient") == {}
 
 
@@ -143,7 +151,7 @@ def test_nan_gradient_reads_its_own_column_where_there_is_one_and_skips_failed_c
     assert states(samples(pgd(status="error")), "nan_gradient") == {}
 
 
-# --------------------------------------------------------------------------------------------- attacks against each other
+# ------------------------------------------------------------------------------------------- attacks against each other
 
 
 @pytest.mark.parametrize(("extra", "state"), [(0, "ok"), (2, "ok"), (3, "flag")])
@@ -182,7 +190,10 @@ def test_black_box_beats_white_box(kind: str, n: int, extra: int, state: str):
 
 def test_black_box_check_keeps_rules_apart_and_knows_other_seeds_as_other_models():
     seen = {"defense": "jpeg-50-x10", "attack_defense": "jpeg-50-x10"}
-    masked, sound = pgd(correct=lost(range(48)), through="surrogate-n", **seen), pgd(broken=198, through="surrogate-1", **seen)
+    masked, sound = (
+        pgd(correct=lost(range(48)), through="surrogate-n", **seen),
+        pgd(broken=198, through="surrogate-1", **seen),
+    )
     unaware = pgd(correct=lost(range(98)), defense="jpeg-50-x10")
     found = states(samples(masked, sound, unaware), "black_box_beats_white_box")
     assert (found[one_id(masked)].state, found[one_id(sound)].state) == ("flag", "ok")
@@ -208,8 +219,11 @@ def test_through_weaker_than_unaware(more: int, state: str):
 def test_through_is_compared_with_the_same_attack_iterate_and_samples():
     seen = {"defense": "jpeg-50", "attack_defense": "jpeg-50", "through": "identity"}
     through = pgd(n=100, broken=60, iterate="last", **seen)
-    unaware = [pgd(broken=50, defense="jpeg-50", iterate="last"), pgd(broken=190, defense="jpeg-50", iterate="best"),
-               pgd(attack="apgd", broken=199, defense="jpeg-50", iterate="last")]  # fmt: skip
+    unaware = [
+        pgd(broken=50, defense="jpeg-50", iterate="last"),
+        pgd(broken=190, defense="jpeg-50", iterate="best"),
+        pgd(attack="apgd", broken=199, defense="jpeg-50", iterate="last"),
+    ]
     found = states(samples(through, *unaware), "through_weaker_than_unaware")
     assert found[one_id(through)] == base.Finding("ok", pytest.approx(-0.1))
     assert states(samples(through, unaware[2]), "through_weaker_than_unaware") == {}
@@ -244,7 +258,9 @@ def test_rounds_raise_accuracy_fires_on_the_classic_trap_and_not_on_its_twin():
 @pytest.mark.parametrize(("rise", "state"), [(9, "ok"), (13, "flag")])
 def test_rounds_need_five_points_and_significance(rise: int, state: str):
     cells = sequential({1: 20, 2: 20 + rise}, "identity")
-    assert states(samples(*cells), "rounds_raise_accuracy")[one_id(cells[3])] == base.Finding(state, pytest.approx(rise / N))
+    assert states(samples(*cells), "rounds_raise_accuracy")[one_id(cells[3])] == base.Finding(
+        state, pytest.approx(rise / N)
+    )
 
 
 def test_rounds_insignificant_rise_is_silent():
@@ -253,7 +269,9 @@ def test_rounds_insignificant_rise_is_silent():
     cells = [c for c in sequential({1: 0, 2: 0}, "identity") if c["attack"].iloc[0] == "none"]
     for defense, outcome in (("jpeg-50", before), ("jpeg-50-x2", after)):
         cells.append(pgd(correct=outcome, defense=defense, attack_defense=defense, through="identity"))
-    assert states(samples(*cells), "rounds_raise_accuracy")[one_id(cells[-1])] == base.Finding("ok", pytest.approx(0.06))
+    assert states(samples(*cells), "rounds_raise_accuracy")[one_id(cells[-1])] == base.Finding(
+        "ok", pytest.approx(0.06)
+    )
 
 
 def test_rounds_that_change_predictions_or_have_no_clean_cell_are_not_compared():
@@ -282,7 +300,9 @@ def test_bound_violation_reads_the_norm_of_the_threat_and_the_status():
     assert states(samples(said), "bound_violation")[one_id(said)].state == "flag"
 
 
-@pytest.mark.parametrize(("n", "count", "state"), [(200, 3, "ok"), (200, 4, "flag"), (1000, 5, "ok"), (1000, 6, "flag")])
+@pytest.mark.parametrize(
+    ("n", "count", "state"), [(200, 3, "ok"), (200, 4, "flag"), (1000, 5, "ok"), (1000, 6, "flag")]
+)
 def test_eight_bit_loss(n: int, count: int, state: str):
     attacked = pgd(n=n, broken=100, success_float=[i < 100 + count for i in range(n)])
     assert states(samples(attacked), "eight_bit_loss") == {one_id(attacked): base.Finding(state, count / n)}

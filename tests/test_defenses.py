@@ -191,8 +191,8 @@ def test_jpeg_is_pillow(family, subsampling, quality):
     [
         ("webp", {"format": "WEBP", "quality": 50}),
         ("avif", {"format": "AVIF", "quality": 50, "subsampling": "4:4:4", "max_threads": 1}),
-        ("jpeg2000", {"format": "JPEG2000", "quality_mode": "dB", "quality_layers": [30], "irreversible": True, "mct": 1,
-                      "num_resolutions": 4, "no_jp2": True}),
+        ("jpeg2000", {"format": "JPEG2000", "quality_mode": "dB", "quality_layers": [30], "irreversible": True,
+                      "mct": 1, "num_resolutions": 4, "no_jp2": True}),
     ],
 )  # fmt: skip
 def test_other_codecs_are_pillow(family, settings):

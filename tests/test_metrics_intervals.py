@@ -113,7 +113,7 @@ def test_cluster_bootstrap_sees_that_copies_are_no_new_samples():
 
 
 def test_coverage_of_the_cluster_bootstrap():
-    """Beta-binomial clusters of 4: the interval must cover the true mean in about 95 % of 200 data sets, Wilson must not."""
+    """Beta-binomial clusters of 4: the true mean is covered in about 95 % of 200 sets; Wilson covers less."""
     rng = np.random.default_rng(2)
     hits = naive = 0
     ids = np.repeat(np.arange(80), 4)

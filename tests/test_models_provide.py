@@ -323,6 +323,13 @@ def test_every_model_of_the_catalogue_ships_and_fits_its_recipe():
         assert head.weight.shape == (card["classes"], card["feature_dim"])
 
 
+def test_training_images_are_still_those_the_shipped_weights_saw():
+    """Pixels that moved without a new RECIPE_VERSION would leave weights and data apart unnoticed."""
+    for seed in (0, 1):
+        card = load_card(REPOSITORY / "resources" / "models" / f"digits-cnn{'-s1' if seed else ''}")
+        assert card["data"]["first_epoch_sha256"] == train.first_epoch_digest(seed)
+
+
 def test_shipped_models_are_as_good_as_promised():
     cards = {p.parent.name: load_card(p.parent) for p in SHIPPED}
 

@@ -90,6 +90,7 @@ class DefenseEntry(Entry):
     scale: float = 1.0
     minimum: int = 0
     maximum: int = 1_000_000
+    step: int = Field(default=1, ge=1)
     settings: dict[str, Any] = Field(default_factory=dict)
     milliseconds_per_image: float = 1.0
 
@@ -354,6 +355,8 @@ class Catalogue:
                 )
             if not entry.minimum <= value <= entry.maximum:
                 raise LookupError(f"defense '{name}': {entry.argument} must be {entry.minimum} to {entry.maximum}")
+            if (value - entry.minimum) % entry.step:
+                raise LookupError(f"defense '{name}': {entry.argument} goes from {entry.minimum} in steps of {entry.step}")
             settings[entry.argument] = value if entry.scale == 1.0 else round(value * entry.scale, 9)
         card = self._card("defense", entry.method)
         return DefenseChoice(name, family, rounds, entry, card, self._settings(f"defense '{name}'", card, settings))

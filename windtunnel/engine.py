@@ -436,12 +436,14 @@ class _Run:
             waiting = waiting[:0]
         self._finish(np.setdiff1d(np.arange(len(self.images)), waiting))
         while len(waiting) or len(self.index):
+            self._leave_finished()
             free = self.batch_size - len(self.index)
             if len(waiting) and (not len(self.index) or free >= max(1, REFILL_SHARE * self.batch_size)):
                 self._enter(waiting[:free])
                 waiting = waiting[free:]
-            self._leave_fooled()
-            self._leave_finished()
+                self._leave_fooled()
+                if self.attack.max_steps == 0:
+                    continue
             if len(self.index):
                 new = self.attack.step(self.rows, self.norm, self.random, self._judge())
                 self.rows = self.rows | new | {"t": self.rows["t"] + 1}

@@ -1,7 +1,7 @@
 """The known ways of fooling oneself, as columns of the cells table: one check per file, this is the list.
 
-Definitions and thresholds were chosen on planted cases: two obvious ones (chance accuracy at a huge budget, a gradient no
-better than random signs) miss theirs and are not here.
+Definitions and thresholds were chosen on planted cases: two obvious ones (chance accuracy at a huge budget, a
+gradient no better than random signs) miss theirs and are not here.
 """
 
 from __future__ import annotations

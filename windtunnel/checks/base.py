@@ -1,8 +1,8 @@
 """What a check reads and what it answers: cells as arrays, a state and a statistic per cell.
 
 A check is a module of this package with the constants ``TITLE``, ``MEANS`` and ``REMEDY`` (words for the report), the
-``THRESHOLD`` in words, and a pure function ``check(evidence) -> {cell_id: Finding}``. A cell that is absent from the answer
-was not looked at (null in the table): a check never says ``ok`` of what it could not see.
+``THRESHOLD`` in words, and a pure function ``check(evidence) -> {cell_id: Finding}``. A cell that is absent from the
+answer was not looked at (null in the table): a check never says ``ok`` of what it could not see.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,13 +22,43 @@ FLAG: Literal["flag"] = "flag"
 WRONG_STATUSES = ("nan", "error")
 ROUNDS = re.compile(r"^(?P<base>.+)-x(?P<rounds>[0-9]+)$")
 ARRAYS = (
-    "pred", "correct", "p_correct", "linf", "l2", "success_float", "zero_gradient", "nan_gradient", "n_backward",
-)  # fmt: skip
+    "pred",
+    "correct",
+    "p_correct",
+    "linf",
+    "l2",
+    "success_float",
+    "zero_gradient",
+    "nan_gradient",
+    "n_backward",
+)
 COLUMNS = (
-    "cell_id", "dataset", "split", "role", "shift", "severity", "sample_id", "source_id", "label", "model", "model_seed",
-    "source_model", "attack", "threat", "norm", "eps", "attack_seed", "attack_defense", "through", "defense", "mode",
-    "iterate", "n_draws", "status", *ARRAYS,
-)  # fmt: skip
+    "cell_id",
+    "dataset",
+    "split",
+    "role",
+    "shift",
+    "severity",
+    "sample_id",
+    "source_id",
+    "label",
+    "model",
+    "model_seed",
+    "source_model",
+    "attack",
+    "threat",
+    "norm",
+    "eps",
+    "attack_seed",
+    "attack_defense",
+    "through",
+    "defense",
+    "mode",
+    "iterate",
+    "n_draws",
+    "status",
+    *ARRAYS,
+)
 """Columns of the samples that checks and metrics of the whole run need; ``nan_gradient`` is used where a table has it."""
 
 Relation = Literal["clean", "bare", "unaware", "through", "crossed", "transfer"]
@@ -44,14 +75,16 @@ class Finding(NamedTuple):
 class Cell:
     """One cell: its key, and its rows as float64 arrays in table order (NaN = null).
 
-    ``hit`` is what accuracy averages: 1 right, 0 wrong, the share of draws that were right for a random defense, NaN without
-    a label. Rows whose status is ``nan`` or ``error`` are wrong. ``ids`` number the sample ids across the whole table.
+    ``hit`` is what accuracy averages: 1 right, 0 wrong, the share of draws that were right for a random defense, NaN
+    without a label. Rows whose status is ``nan`` or ``error`` are wrong. ``ids`` number the sample ids across the
+    whole table; ``sources`` are the source ids (a row without one is its own source).
     """
 
     cell_id: str
     key: Mapping[str, Any]
     relation: Relation
     ids: np.ndarray
+    sources: np.ndarray
     hit: np.ndarray
     status: np.ndarray
     columns: Mapping[str, np.ndarray]
@@ -112,10 +145,18 @@ class Evidence:
 
     cells: tuple[Cell, ...]
 
+    @cached_property
+    def by_id(self) -> dict[str, Cell]:
+        """Cells by id."""
+        return {c.cell_id: c for c in self.cells}
+
+    @cached_property
+    def _clean(self) -> dict[tuple[Any, ...], Cell]:
+        return {c.judge: c for c in reversed(self.cells) if c.relation == "clean"}
+
     def clean(self, cell: Cell, defense: str | None = None) -> Cell | None:
         """The clean cell of the same images and model, behind the same defense or the named one."""
-        wanted = (cell.model, cell.model_seed, cell.defense if defense is None else defense, cell.images)
-        return next((c for c in self.cells if c.relation == "clean" and c.judge == wanted), None)
+        return self._clean.get((cell.model, cell.model_seed, cell.defense if defense is None else defense, cell.images))
 
     def groups(self, key: Callable[[Cell], Any], where: Callable[[Cell], bool]) -> dict[Any, list[Cell]]:
         """Cells that satisfy ``where``, by key, in a fixed order."""
@@ -143,8 +184,10 @@ def relation_of(key: Mapping[str, Any], own: str) -> Relation:
     return "through" if key["attack_defense"] == key["defense"] else "crossed"
 
 
-def gather(samples: pd.DataFrame, cell_infos: Iterable[Mapping[str, Any]] = ()) -> Evidence:
-    """A sample table (any number of models) as evidence. Pure.
+def gather(
+    samples: pd.DataFrame, cell_infos: Iterable[Mapping[str, Any]] = (), *, extra: Sequence[str] = ()
+) -> Evidence:
+    """A sample table (any number of models) as evidence. Pure. ``extra`` names further numeric columns to keep.
 
     ``cell_infos`` adds what rows do not say; of it checks use ``own_name`` (the model's full name) and
     ``adversarially_trained``.
@@ -156,13 +199,15 @@ def gather(samples: pd.DataFrame, cell_infos: Iterable[Mapping[str, Any]] = ()) 
     codes, names = pd.factorize(samples["cell_id"], sort=True)
     order = np.argsort(codes, kind="stable")
     bounds = np.searchsorted(codes[order], np.arange(len(names) + 1))
-    arrays = {name: floats(samples[name]) if name in samples else np.full(len(samples), np.nan) for name in ARRAYS}
+    absent = np.full(len(samples), np.nan)
+    arrays = {name: floats(samples[name]) if name in samples else absent for name in (*ARRAYS, *extra)}
     arrays["label"] = floats(samples["label"])
     arrays["n_draws"] = floats(samples["n_draws"])
     status = samples["status"].to_numpy(dtype=object)
+    sources = samples["source_id"].where(samples["source_id"].notna(), samples["sample_id"]).to_numpy(dtype=object)
     hit = hits(arrays["correct"], arrays["p_correct"], arrays["n_draws"], arrays["label"], status)
     firsts = samples.iloc[order[bounds[:-1]]]
-    keys = {name: [plain(v) for v in firsts[name].tolist()] for name in KEY_COLUMNS}
+    keys = {name: [plain(v, name in WHOLE) for v in firsts[name].tolist()] for name in KEY_COLUMNS}
     cells = []
     for place, name in enumerate(names):
         rows = order[bounds[place] : bounds[place + 1]]
@@ -175,6 +220,7 @@ def gather(samples: pd.DataFrame, cell_infos: Iterable[Mapping[str, Any]] = ()) 
                 key=key,
                 relation=relation_of(key, own_name(key["model"], key["model_seed"], info)),
                 ids=ids[rows],
+                sources=sources[rows],
                 hit=hit[rows],
                 status=status[rows],
                 columns={column: values[rows] for column, values in arrays.items()},
@@ -188,6 +234,9 @@ KEY_COLUMNS = (
     "dataset", "split", "role", "shift", "severity", "model", "model_seed", "source_model", "attack", "threat", "norm",
     "eps", "attack_seed", "attack_defense", "through", "defense", "mode", "iterate",
 )  # fmt: skip
+
+
+WHOLE = ("severity", "model_seed", "attack_seed")
 
 
 def hits(
@@ -204,11 +253,11 @@ def floats(column: pd.Series) -> np.ndarray:
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def plain(value: Any) -> Any:
-    """A Python value: None for a null, int for a whole number that pandas widened for the sake of nulls."""
+def plain(value: Any, whole: bool = False) -> Any:
+    """A Python value: None for a null; ``whole`` gives back the int that pandas widened for the sake of nulls."""
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return None
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(value) if whole else value
 
 
 def aligned(cells: Sequence[Cell], column: str = "hit") -> tuple[np.ndarray, np.ndarray]:

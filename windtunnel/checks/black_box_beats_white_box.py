@@ -7,21 +7,22 @@ from windtunnel.checks.base import FLAG, OK, Cell, Evidence, Finding, notable, o
 TITLE = "Black box beats white box"
 THRESHOLD = "samples broken only without the pipeline's gradient: at least max(3, 1 % of n)"
 MEANS = (
-    "Random search, transferred images, an attack that ignored the defense or plain sign noise break samples that the gradient "
-    "attacks on this very pipeline, by this backward rule, leave standing. The gradient that they follow is not a useful one."
+    "Random search, transferred images, an attack that ignored the defense or plain sign noise break samples that "
+    "the gradient attacks on this very pipeline, by this backward rule, leave standing. The gradient that they "
+    "follow is not a useful one."
 )
 REMEDY = (
-    "Count the black-box attacks in the worst case (robust accuracy does), and attack through another backward rule: fewer "
-    "rounds of the codec, the identity, a learned surrogate."
+    "Count the black-box attacks in the worst case (robust accuracy does), and attack through another backward "
+    "rule: fewer rounds of the codec, the identity, a learned surrogate."
 )
 
 
 def check(evidence: Evidence) -> dict[str, Finding]:
     """For gradient attacks on the judged pipeline, by backward rule: share of samples that only black boxes break.
 
-    Black boxes are attacks without a backward pass (Square, sign noise), transferred images, attacks that saw no or another
-    defense, all on the same judged pipeline and threat. All gradient attacks by one rule count together, so that a strong
-    one covers a weak one; rules are kept apart, so that a masked rule shows beside a sound one.
+    Black boxes are attacks without a backward pass (Square, sign noise), transferred images, attacks that saw no or
+    another defense, all on the same judged pipeline and threat. All gradient attacks by one rule count together, so
+    that a strong one covers a weak one; rules are kept apart, so that a masked rule shows beside a sound one.
     """
     groups = evidence.groups(
         key=lambda c: (c.judge, c.threat), where=lambda c: c.relation != "clean" and c.labelled and c.gradients >= 0

@@ -9,18 +9,21 @@ from windtunnel.checks.base import FLAG, OK, Evidence, Finding, notable
 TITLE = "Successes lost in 8-bit storage"
 THRESHOLD = "samples fooled in float and right as stored: more than max(3, 0.5 % of n)"
 MEANS = (
-    "The attack had fooled the pipeline in floating point, and the stored 8-bit image no longer does. Windtunnel judges the "
-    "stored image; a loss this large says that rounding, not the model, stops the attack."
+    "The attack had fooled the pipeline in floating point, and the stored 8-bit image no longer does. Windtunnel "
+    "judges the stored image; a loss this large says that rounding, not the model, stops the attack."
 )
-REMEDY = "Round inside the attack (choose the iterate after rounding) or spend a step on the 8-bit grid; check the clean images' grid."
+REMEDY = (
+    "Round inside the attack (choose the iterate after rounding) or spend a step on the 8-bit grid; check the clean "
+    "images' grid."
+)
 SHARE = 0.005
 
 
 def check(evidence: Evidence) -> dict[str, Finding]:
     """Share of samples with ``success_float`` whose stored image is right, on the attacked pipeline itself.
 
-    Linf threats only (others are stored in float32), not for random defenses, and not for the last iterate, which need not
-    be the one that had fooled.
+    Linf threats only (others are stored in float32), not for random defenses, and not for the last iterate, which
+    need not be the one that had fooled.
     """
     found = {}
     for cell in evidence.cells:

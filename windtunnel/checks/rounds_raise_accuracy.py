@@ -10,10 +10,14 @@ from windtunnel.metrics.intervals import mcnemar_exact
 TITLE = "More rounds raise white-box accuracy"
 THRESHOLD = "accuracy +5 points (exact McNemar p < .001) between rounds whose clean predictions agree on 98 %"
 MEANS = (
-    "The defense applied more often gives nearly the same images and the same clean predictions, yet the attack through it, by "
-    "this backward rule, does worse with every round. What grows is the number of approximate gradients in a row: masking."
+    "The defense applied more often gives nearly the same images and the same clean predictions, yet the attack "
+    "through it, by this backward rule, does worse with every round. What grows is the number of approximate "
+    "gradients in a row: masking."
 )
-REMEDY = "Differentiate one round only (rule surrogate-1) and quote the worst case over rules, never this rule's curve alone."
+REMEDY = (
+    "Differentiate one round only (rule surrogate-1) and quote the worst case over rules, never this rule's curve "
+    "alone."
+)
 RISE, AGREEMENT, LEVEL = 0.05, 0.98, 0.001
 
 
@@ -21,9 +25,10 @@ def check(evidence: Evidence) -> dict[str, Finding]:
     """For through-cells of ``<defense>-x<rounds>``, per rule: the largest rise over any smaller number of rounds.
 
     Only pairs count in which clean predictions behind both agree on at least 98 % of the samples. The other half of
-    "near-idempotent", a mean change of at most 1/255 from round to round, cannot be seen in the sample table (PSNR there is
-    against the clean image), so agreement alone decides. With one round ``surrogate-n`` is ``surrogate-1``, whose cell then
-    stands for both. Statistic: accuracy with more rounds minus accuracy with fewer, on the same samples.
+    "near-idempotent", a mean change of at most 1/255 from round to round, cannot be seen in the sample table (PSNR
+    there is against the clean image), so agreement alone decides. With one round ``surrogate-n`` is ``surrogate-1``,
+    whose cell then stands for both. Statistic: accuracy with more rounds minus accuracy with fewer, on the same
+    samples.
     """
     through = evidence.groups(
         key=lambda c: _series(c, c.through), where=lambda c: c.relation == "through" and c.labelled and not c.is_random
@@ -45,9 +50,17 @@ def check(evidence: Evidence) -> dict[str, Finding]:
 def _series(cell: Cell, rule: str) -> tuple[object, ...]:
     base, _ = rounds_of(cell.defense)
     return (
-        cell.model, cell.model_seed, cell.images, base, cell.attack, cell.threat, cell.attack_seed, cell.mode, cell.iterate,
+        cell.model,
+        cell.model_seed,
+        cell.images,
+        base,
+        cell.attack,
+        cell.threat,
+        cell.attack_seed,
+        cell.mode,
+        cell.iterate,
         rule,
-    )  # fmt: skip
+    )
 
 
 def _rise(evidence: Evidence, fewer: Cell, more: Cell) -> tuple[float, bool] | None:

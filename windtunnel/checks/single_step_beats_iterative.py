@@ -7,17 +7,21 @@ from windtunnel.checks.base import FLAG, OK, Cell, Evidence, Finding, notable, o
 TITLE = "Single step beats iterative"
 THRESHOLD = "samples broken by the one-step attack and by no iterative one: at least max(3, 1 % of n)"
 MEANS = (
-    "A one-step attack breaks samples that no iterate of the iterative attacks breaks, at the same budget on the same "
-    "pipeline. An iterative attack that follows a useful gradient contains the single step: this is a sign of masked gradients."
+    "A one-step attack breaks samples that no iterate of the iterative attacks breaks, at the same budget on the "
+    "same pipeline. An iterative attack that follows a useful gradient contains the single step: this is a sign of "
+    "masked gradients."
 )
-REMEDY = "Attack with a smaller step, restarts, another loss or another backward rule, and quote the worst case over all."
+REMEDY = (
+    "Attack with a smaller step, restarts, another loss or another backward rule, and quote the worst case over all."
+)
 
 
 def check(evidence: Evidence) -> dict[str, Finding]:
     """For iterative cells: the share of samples that only single-step attacks on the same pipeline break.
 
-    Compared are attacks that saw the judged pipeline, by the same backward rule, at the same threat; a single-step attack
-    is one that spent at most one backward pass on any sample; all iterates, modes and attack seeds of a side count together.
+    Compared are attacks that saw the judged pipeline, by the same backward rule, at the same threat; a single-step
+    attack is one that spent at most one backward pass on any sample; all iterates, modes and attack seeds of a side
+    count together.
     """
     groups = evidence.groups(
         key=lambda c: (c.judge, c.threat, c.through),

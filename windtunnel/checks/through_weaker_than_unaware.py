@@ -9,23 +9,24 @@ from windtunnel.checks.base import FLAG, OK, Evidence, Finding, aligned, notable
 TITLE = "Through-attack weaker than the unaware one"
 THRESHOLD = "the unaware attack breaks at least max(3, 1 % of n) samples more"
 MEANS = (
-    "The attack that differentiates the defense leaves a higher accuracy than the same attack that ignored it. The defense is "
-    "not robust: this backward rule hides the gradient."
+    "The attack that differentiates the defense leaves a higher accuracy than the same attack that ignored it. The "
+    "defense is not robust: this backward rule hides the gradient."
 )
 REMEDY = (
-    "Quote the minimum over rules and the unaware attack (robust accuracy does). Use fewer rounds in the backward pass, the "
-    "identity, a blur or a learned surrogate."
+    "Quote the minimum over rules and the unaware attack (robust accuracy does). Use fewer rounds in the backward "
+    "pass, the identity, a blur or a learned surrogate."
 )
 
 
 def check(evidence: Evidence) -> dict[str, Finding]:
     """For through-cells: accuracy minus that under the unaware attack, on the same samples (positive = weaker).
 
-    The unaware cell is that of the same attack and threat, on the judged defense, fully driven; of several iterates and seeds
-    the one with the same, else the one that leaves the lowest accuracy. Not run without one.
+    The unaware cell is that of the same attack and threat, on the judged defense, fully driven; of several iterates
+    and seeds the one with the same, else the one that leaves the lowest accuracy. Not run without one.
     """
     unaware = evidence.groups(
-        key=lambda c: (c.judge, c.threat, c.attack), where=lambda c: c.relation == "unaware" and c.labelled and c.mode == "full"
+        key=lambda c: (c.judge, c.threat, c.attack),
+        where=lambda c: c.relation == "unaware" and c.labelled and c.mode == "full",
     )
     found = {}
     for cell in evidence.cells:

@@ -7,13 +7,14 @@ from windtunnel.checks.base import FLAG, OK, Cell, Evidence, Finding
 TITLE = "Undefended model does not fall"
 THRESHOLD = "accuracy above 1 % at twice the largest reported budget"
 MEANS = (
-    "The same attack, at twice the largest budget of the tables, leaves an undefended, ordinarily trained model more than one "
-    "image in a hundred. No image model withstands that: the attack is broken, or the model's gradient is."
+    "The same attack, at twice the largest budget of the tables, leaves an undefended, ordinarily trained model "
+    "more than one image in a hundred. No image model withstands that: the attack is broken, or the model's "
+    "gradient is."
 )
 REMEDY = (
-    "Look at the zero-gradient check, attack with another loss (margin instead of cross-entropy), with more steps and "
-    "restarts. Do not quote the robust accuracy before this reads ok. For an adversarially trained model the twin is an "
-    "ordinarily trained one of the same data: run the same attack on it at twice the largest budget."
+    "Look at the zero-gradient check, attack with another loss (margin instead of cross-entropy), with more steps "
+    "and restarts. Do not quote the robust accuracy before this reads ok. For an adversarially trained model the "
+    "twin is an ordinarily trained one of the same data: run the same attack on it at twice the largest budget."
 )
 LIMIT = 0.01
 
@@ -21,11 +22,11 @@ LIMIT = 0.01
 def check(evidence: Evidence) -> dict[str, Finding]:
     """For every cell of an iterative gradient attack on the judged model: the twin's accuracy at the probing budget.
 
-    The twin is the model itself, undefended; for one marked ``adversarially_trained`` in the cell infos, the best-falling
-    ordinarily trained model of the same data. The probe is the twin's largest budget, and counts only if it is at least twice
-    every other budget of that attack in the run, budgets of defended cells included: at 1/255 an honest model stands too.
-    Statistic: the twin's lowest accuracy at the probe over modes, iterates and attack seeds. Not run without such a probe, for
-    single-step and black-box attacks, and for transferred images.
+    The twin is the model itself, undefended; for one marked ``adversarially_trained`` in the cell infos, the
+    best-falling ordinarily trained model of the same data. The probe is the twin's largest budget, and counts only if
+    it is at least twice every other budget of that attack in the run, budgets of defended cells included: at 1/255 an
+    honest model stands too. Statistic: the twin's lowest accuracy at the probe over modes, iterates and attack seeds.
+    Not run without such a probe, for single-step and black-box attacks, and for transferred images.
     """
     ladders = evidence.groups(
         key=_ladder, where=lambda c: c.relation != "clean" and c.labelled and c.eps is not None and c.gradients > 1

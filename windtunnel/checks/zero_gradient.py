@@ -9,13 +9,13 @@ from windtunnel.checks.base import FLAG, OK, Evidence, Finding, aligned
 TITLE = "Zero gradients"
 THRESHOLD = "all-zero gradient on more than 1 % of the samples that the attacked pipeline gets right"
 MEANS = (
-    "On these samples the gradient of the loss that the attack uses was zero in every pixel (saturated softmax, a hard "
-    "rounding, a detached layer), so the attack had no direction there. It says that the attack failed, not that the model "
-    "is robust."
+    "On these samples the gradient of the loss that the attack uses was zero in every pixel (saturated softmax, a "
+    "hard rounding, a detached layer), so the attack had no direction there. It says that the attack failed, not "
+    "that the model is robust."
 )
 REMEDY = (
-    "Use a margin loss (APGD-DLR), attack through another backward rule, or add a black-box attack; if the zeros stay, report "
-    "the number as not measured."
+    "Use a margin loss (APGD-DLR), attack through another backward rule, or add a black-box attack; if the zeros "
+    "stay, report the number as not measured."
 )
 LIMIT = 0.01
 
@@ -23,8 +23,8 @@ LIMIT = 0.01
 def check(evidence: Evidence) -> dict[str, Finding]:
     """Share of clean-correct samples (through the pipeline that was attacked) with an all-zero gradient.
 
-    Without a clean cell of the attacked pipeline all samples count. Not run for transferred images (the finding belongs to
-    the source's cell), black-box attacks, and where nothing was recorded.
+    Without a clean cell of the attacked pipeline all samples count. Not run for transferred images (the finding
+    belongs to the source's cell), black-box attacks, and where nothing was recorded.
     """
     found = {}
     for cell in evidence.cells:

@@ -13,7 +13,8 @@ from windtunnel.defenses.base import Images
 def require_images(images: Images) -> Images:
     """The images in C order: [N, 3, H, W] float32 in [0, 1], or a ValueError that says what is wrong.
 
-    NaN is refused: no codec can hold it. One memory order, so that a result does not depend on how an array was sliced.
+    NaN is refused: no codec can hold it. One memory order, so that a result does not depend on how an array was
+    sliced.
     """
     if not isinstance(images, np.ndarray) or images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.float32:
         found = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
@@ -44,7 +45,8 @@ def each(images: Images, denoise: Callable[[np.ndarray], np.ndarray]) -> Images:
 
 @lru_cache(maxsize=64)
 def smoothing_matrix(sigma: float, size: int, truncate: float) -> np.ndarray:
-    """[size, size] float32: row i holds the weights by which a Gaussian filter of a line, mirrored at its ends, makes output i.
+    """[size, size] float32: row i holds the weights by which a Gaussian filter of a line, mirrored at its ends, makes
+    output i.
 
     Filtering a picture is then ``A x A^T``: one map for filter and gradient, and ten times faster than a convolution.
     """

@@ -23,9 +23,10 @@ class MissingCodec(RuntimeError):
 class CodecDefense(Defense):
     """Encode to a file in memory, decode it, count its bits.
 
-    Input is rounded to 8 bits (``x * 255``, half to even), output is k/255 in float32. ``file_bits`` is the file's size
-    in bits; ``payload_bits`` is that minus the size of a constant mid-grey (128) picture of the same shape at equal
-    settings, never below 0: at 32x32 nine tenths of a JPEG file are tables and markers that say nothing of the picture.
+    Input is rounded to 8 bits (``x * 255``, half to even), output is k/255 in float32. ``file_bits`` is the file's
+    size in bits; ``payload_bits`` is that minus the size of a constant mid-grey (128) picture of the same shape at
+    equal settings, never below 0: at 32x32 nine tenths of a JPEG file are tables and markers that say nothing of the
+    picture.
     """
 
     pillow_feature: ClassVar[str] = ""

@@ -1,9 +1,9 @@
 """A differentiable JPEG round with full chroma: what kornia's is with halved chroma.
 
-Pillow's JPEG is 4:4:4 here and kornia's is 4:2:0 and nothing else, so an attack through kornia's never sees fine colour.
-This one has the same rounding, ``round(c) + (c - round(c))^3`` (Shin, Song, JPEG-resistant Adversarial Images, 2017,
-https://machine-learning-and-security.github.io/papers/mlsec17_paper_54.pdf), libjpeg's integer tables and the exact JFIF
-colour transform.
+Pillow's JPEG is 4:4:4 here and kornia's is 4:2:0 and nothing else, so an attack through kornia's never sees fine
+colour. This one has the same rounding, ``round(c) + (c - round(c))^3`` (Shin, Song, JPEG-resistant Adversarial
+Images, 2017, https://machine-learning-and-security.github.io/papers/mlsec17_paper_54.pdf), libjpeg's integer tables
+and the exact JFIF colour transform.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHROMINANCE = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 
 
 @lru_cache(maxsize=128)
 def tables(quality: int) -> np.ndarray:
-    """[3, 64] quantiser steps of Y, Cb, Cr in row order: the example tables of ITU-T T.81 annex K, scaled as libjpeg does."""
+    """[3, 64] quantiser steps of Y, Cb, Cr in row order: the tables of ITU-T T.81 annex K, scaled as libjpeg does."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     base = np.array([[int(step) for step in text.split()] for text in (LUMINANCE, CHROMINANCE, CHROMINANCE)])
     return np.clip((base * scale + 50) // 100, 1, 255)
@@ -50,11 +50,13 @@ def colours() -> np.ndarray:
 
 
 def soft_jpeg(quality: int) -> BackwardRule:
-    """One differentiable 4:4:4 JPEG round at one quality: [N, 3, H, W] in [0, 1], any size (edges repeated to whole blocks).
+    """One differentiable 4:4:4 JPEG round at one quality: [N, 3, H, W] in [0, 1], any size (edges repeated to whole
+    blocks).
 
-    Measured on 200 natural 32x32 crops against Pillow's 4:4:4: mean |difference| 1.01 of 255 at quality 50, where
-    kornia's round is 2.91 away; a sixth of kornia's time. Through it PGD breaks more (eps 2/255, JPEG-50: robust accuracy
-    .66 against .74 through kornia's).
+    Measured on 200 natural 32x32 crops: mean |difference| to Pillow's 4:4:4 at quality 25 / 50 / 75 is 1.1 / 1.0 /
+    1.0 of 255, where kornia's round is 3.4 / 2.9 / 2.6 away, in a sixth of its time. It is also the stronger attack:
+    PGD-20 through JPEG-50 on a small trial network left .66 / .35 / .00 of samples correct at 2 / 4 / 8 of 255,
+    kornia's round .74 / .55 / .05 (n = 200 at 2, else 100).
     """
 
     def rule(x: torch.Tensor) -> torch.Tensor:

@@ -14,13 +14,14 @@ from windtunnel.defenses._codec import CodecDefense, file_bytes, require_range
 class Avif(CodecDefense):
     """AVIF at one quality.
 
-    Format: AV1 Image File Format, https://aomediacodec.github.io/av1-avif/. As a purifier it stands in the line of Guo et
-    al., Countering Adversarial Images using Input Transformations, https://arxiv.org/abs/1711.00117 (there JPEG).
+    Format: AV1 Image File Format, https://aomediacodec.github.io/av1-avif/. As a purifier it stands in the line of
+    Guo et al., Countering Adversarial Images using Input Transformations, https://arxiv.org/abs/1711.00117 (there
+    JPEG).
 
-    ``quality`` 0 to 100, higher = larger file; not comparable with JPEG's. ``subsampling`` '4:4:4' here, where Pillow's
-    default is '4:2:0': on small pictures halved chroma is a second, unasked defense. ``speed`` 0 (slow) to 10, 6 is Pillow's
-    default. One thread, so that the file does not depend on the machine's cores. Input rounded to 8 bits (half to even),
-    output k/255, bits counted (see ``CodecDefense``). All backward rules are generic.
+    ``quality`` 0 to 100, higher = larger file; not comparable with JPEG's. ``subsampling`` '4:4:4' here, where
+    Pillow's default is '4:2:0': on small pictures halved chroma is a second, unasked defense. ``speed`` 0 (slow) to
+    10, 6 is Pillow's default. One thread, so that the file does not depend on the machine's cores. Input rounded to 8
+    bits (half to even), output k/255, bits counted (see ``CodecDefense``). All backward rules are generic.
     """
 
     algorithm_version: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""What a defense is: images in, images out, the real thing; plus the backward rules by which an attack differentiates it."""
+"""What a defense is: images in, images out, the real thing; plus backward rules by which attacks differentiate it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ class Purified:
 
 
 class Defense(ABC):
-    """A purifier at one strength. Subclasses are frozen keyword-only dataclasses: fields are the catalogue's settings.
+    """A purifier at one strength. Subclasses are frozen keyword-only dataclasses: fields are the catalogue's
+    settings.
 
     Class constants (literals, read by the plan without importing anything heavy): ``algorithm_version``;
-    ``is_random``; ``rules`` the names of the backward rules, in the order of ``backward_rules``; ``generic_rules`` those
-    that know nothing of this defense (a number found with generic rules only carries the dagger "upper bound");
+    ``is_random``; ``rules`` the names of the backward rules, in the order of ``backward_rules``; ``generic_rules``
+    those that know nothing of this defense (a number found with generic rules only carries the dagger "upper bound");
     ``libraries`` the packages whose version moves the numbers (recorded in the identity of a cell).
     """
 

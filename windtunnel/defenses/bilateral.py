@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 class Bilateral(Defense):
     """Bilateral filter on colour distance, the picture mirrored at its border (edge not repeated).
 
-    Paper: Tomasi, Manduchi, Bilateral Filtering for Gray and Color Images, https://doi.org/10.1109/ICCV.1998.710815; as a
-    defense in Xie et al., Feature Denoising for Improving Adversarial Robustness, https://arxiv.org/abs/1812.03411 (there
-    inside the network). A neighbour at ``d`` pixels whose colour is ``c`` away (Euclidean over the three channels) weighs
-    ``exp(-d^2 / (2 sigma_space^2) - c^2 / (2 sigma_color^2))`` in a window of ``2 ceil(3 sigma_space) + 1``, at least 5.
+    Paper: Tomasi, Manduchi, Bilateral Filtering for Gray and Color Images, https://doi.org/10.1109/ICCV.1998.710815;
+    as a defense in Xie et al., Feature Denoising for Improving Adversarial Robustness,
+    https://arxiv.org/abs/1812.03411 (there inside the network). A neighbour at ``d`` pixels whose colour is ``c``
+    away (Euclidean over the three channels) weighs ``exp(-d^2 / (2 sigma_space^2) - c^2 / (2 sigma_color^2))`` in a
+    window of ``2 ceil(3 sigma_space) + 1``, at least 5.
 
-    Written out here, not taken from scikit-image: its ``denoise_bilateral`` (0.26) builds an even-sized table of spatial
-    weights and reads it with an odd stride, so that an impulse spreads off-centre, and divides ``c`` by the number of
-    channels. Output is float32 in [0, 1] (a mean of members), not rounded to 8 bits. No file, hence no bits.
+    Written out here, not taken from scikit-image: its ``denoise_bilateral`` (0.26) builds an even-sized table of
+    spatial weights and reads it with an odd stride, so that an impulse spreads off-centre, and divides ``c`` by the
+    number of channels. Output is float32 in [0, 1] (a mean of members), not rounded to 8 bits. No file, hence no
+    bits.
 
     Rule ``own``: the same formula in torch, ``rounds`` times; the weights are differentiated too.
     """

@@ -22,14 +22,14 @@ class Bits(Defense):
     """Bit-depth reduction: ``rint(x * L) / L`` with ``L = 2^depth - 1``, half to even.
 
     Paper: Xu, Evans, Qi, Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks,
-    https://arxiv.org/abs/1704.01155. ``depth`` 1 to 8. The result is float32 on the grid of L + 1 levels (at depth 8 the
-    8-bit grid itself). No file, hence no bits.
+    https://arxiv.org/abs/1704.01155. ``depth`` 1 to 8. The result is float32 on the grid of L + 1 levels (at depth 8
+    the 8-bit grid itself). No file, hence no bits.
 
-    Rule ``own``: soft rounding ``m + tanh(a (u - m)) / (2 tanh(a / 2))`` with ``u = x L``, ``m = floor(u) + 1/2``, ``a = 4``
-    (Agustsson, Theis, Universally Quantized Neural Networks, https://arxiv.org/abs/2006.09952), whose slope is largest
-    (2.07) where a value is about to change its level and never below 0.14. The defense is idempotent, so ``own`` goes
-    through one round whatever ``rounds`` is: more would multiply small slopes and mask the gradient. A straight-through
-    estimator would be the rule ``identity``.
+    Rule ``own``: soft rounding ``m + tanh(a (u - m)) / (2 tanh(a / 2))`` with ``u = x L``, ``m = floor(u) + 1/2``,
+    ``a = 4`` (Agustsson, Theis, Universally Quantized Neural Networks, https://arxiv.org/abs/2006.09952), whose slope
+    is largest (2.07) where a value is about to change its level and never below 0.14. The defense is idempotent, so
+    ``own`` goes through one round whatever ``rounds`` is: more would multiply small slopes and mask the gradient. A
+    straight-through estimator would be the rule ``identity``.
     """
 
     algorithm_version: ClassVar[int] = 1

@@ -18,9 +18,10 @@ TRUNCATE = 4.0
 class Gaussian(Defense):
     """Gaussian filter of standard deviation ``sigma`` pixels, each channel alone.
 
-    Paper: Xu, Evans, Qi, Feature Squeezing, https://arxiv.org/abs/1704.01155 (spatial smoothing). Computed as
-    ``A_H x A_W^T``, where ``A`` is the matrix of ``scipy.ndimage.gaussian_filter1d(truncate=4, mode='mirror')``; a matrix
-    makes filter and gradient the same map. Output is float32 in [0, 1], not rounded to 8 bits. No file, hence no bits.
+    Paper: Xu, Evans, Qi, Feature Squeezing, https://arxiv.org/abs/1704.01155 (spatial smoothing). Computed as ``A_H x
+    A_W^T``, where ``A`` is the matrix of ``scipy.ndimage.gaussian_filter1d(truncate=4, mode='mirror')``; a matrix
+    makes filter and gradient the same map. Output is float32 in [0, 1], not rounded to 8 bits. No file, hence no
+    bits.
 
     Rule ``own``: that very map, ``rounds`` times; it is linear, so its gradient is exact.
     """

@@ -15,19 +15,20 @@ from windtunnel.defenses.base import BackwardRule
 class Jpeg(CodecDefense):
     """Baseline JPEG at one quality, with the standard tables.
 
-    Papers: Guo et al., Countering Adversarial Images using Input Transformations, https://arxiv.org/abs/1711.00117; Das et
-    al., Keeping the Bad Guys Out: Protecting and Vaccinating Deep Learning with JPEG Compression,
+    Papers: Guo et al., Countering Adversarial Images using Input Transformations, https://arxiv.org/abs/1711.00117;
+    Das et al., Keeping the Bad Guys Out: Protecting and Vaccinating Deep Learning with JPEG Compression,
     https://arxiv.org/abs/1705.02900; applied in sequence: Raeber et al., Human Aligned Compression for Robust Models,
     https://arxiv.org/abs/2504.12255.
 
-    ``quality`` 1 to 100, higher = larger file. ``subsampling`` '4:4:4' here, where Pillow's default is '4:2:0': on 32-pixel
-    pictures halved chroma alone cost five points of clean accuracy in a trial. Standard Huffman tables, not progressive.
-    Input rounded to 8 bits (half to even), output k/255, bits counted (see ``CodecDefense``).
+    ``quality`` 1 to 100, higher = larger file. ``subsampling`` '4:4:4' here, where Pillow's default is '4:2:0': on
+    32-pixel pictures halved chroma alone cost five points of clean accuracy in a trial. Standard Huffman tables, not
+    progressive. Input rounded to 8 bits (half to even), output k/255, bits counted (see ``CodecDefense``).
 
-    Rules: ``surrogate-n`` goes through a differentiable JPEG as often as the cell applies the codec, ``surrogate-1`` once.
-    The differentiable JPEG is kornia's for '4:2:0', the only mode it has, and for '4:4:4' the same round without the halved
-    chroma (``_soft_jpeg``); '4:2:2' takes the former. After one round the coefficients sit on the quantiser's grid, where the surrogate's slope ``3 (c - round c)^2`` is nearly
-    0: ``surrogate-n`` masks its own gradient for n > 1 and is kept because published attacks do just that.
+    Rules: ``surrogate-n`` goes through a differentiable JPEG as often as the cell applies the codec, ``surrogate-1``
+    once. The differentiable JPEG is kornia's for '4:2:0', the only mode it has, and for '4:4:4' the same round
+    without the halved chroma (``_soft_jpeg``); '4:2:2' takes the former. After one round the coefficients sit on the
+    quantiser's grid, where the surrogate's slope ``3 (c - round c)^2`` is nearly 0: ``surrogate-n`` masks its own
+    gradient for n > 1 and is kept because published attacks do just that.
     """
 
     algorithm_version: ClassVar[int] = 1

@@ -20,14 +20,15 @@ class Jpeg2000(CodecDefense):
     Format: ISO/IEC 15444-1, https://www.itu.int/rec/T-REC-T.800. As a purifier it stands in the line of Guo et al.,
     Countering Adversarial Images using Input Transformations, https://arxiv.org/abs/1711.00117 (there JPEG).
 
-    ``db`` is the PSNR in dB asked of the encoder (``quality_mode='dB'``), higher = larger file. The other mode, a compression
-    ratio, does nothing on small pictures: at 32x32 ratios 20 and 40 give the same file. The target is met within 1 dB on
-    most pictures; below 30 dB OpenJPEG misses it by up to 10 dB on a few (16 crops, 25 dB asked: mean 23.8, least 15.5).
+    ``db`` is the PSNR in dB asked of the encoder (``quality_mode='dB'``), higher = larger file. The other mode, a
+    compression ratio, does nothing on small pictures: at 32x32 ratios 20 and 40 give the same file. The target is met
+    within 1 dB on most pictures; below 30 dB OpenJPEG misses it by up to 10 dB on a few (16 crops, 25 dB asked: mean
+    23.8, least 15.5).
 
     Irreversible 9/7 wavelet with the colour transform; resolutions until the coarsest is 4 to 7 pixels wide, at most
-    OpenJPEG's six (four at 32 pixels: against six smaller files and fewer missed targets); a bare codestream without the JP2
-    boxes. Input rounded to 8 bits (half to even), output k/255, bits counted (see ``CodecDefense``). All backward rules are
-    generic.
+    OpenJPEG's six (four at 32 pixels: against six smaller files and fewer missed targets); a bare codestream without
+    the JP2 boxes. Input rounded to 8 bits (half to even), output k/255, bits counted (see ``CodecDefense``). All
+    backward rules are generic.
     """
 
     algorithm_version: ClassVar[int] = 1

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Median(Defense):
-    """Median over a ``size`` x ``size`` window, each channel alone, the picture mirrored at its border (edge not repeated).
+    """Median over a ``size`` x ``size`` window, each channel alone, the picture mirrored at its border (edge not
+    repeated).
 
-    Paper: Xu, Evans, Qi, Feature Squeezing, https://arxiv.org/abs/1704.01155 (local smoothing; ``size`` 3 is the setting
-    used most there after 2). ``size`` is odd. Equal to ``scipy.ndimage.median_filter(mode='mirror')``. Output is float32;
-    8-bit values stay 8-bit, since a median of an odd window is one of its members. No file, hence no bits.
+    Paper: Xu, Evans, Qi, Feature Squeezing, https://arxiv.org/abs/1704.01155 (local smoothing; ``size`` 3 is the
+    setting used most there after 2). ``size`` is odd. Equal to ``scipy.ndimage.median_filter(mode='mirror')``. Output
+    is float32; 8-bit values stay 8-bit, since a median of an odd window is one of its members. No file, hence no
+    bits.
 
     Rule ``own``: the same median in torch, ``rounds`` times; the gradient goes to the pixel that the median chose.
     """

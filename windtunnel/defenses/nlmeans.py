@@ -19,9 +19,9 @@ class NonLocalMeans(Defense):
     Papers: Buades, Coll, Morel, A non-local algorithm for image denoising, https://doi.org/10.1109/CVPR.2005.38; as a
     squeezer in Xu, Evans, Qi, Feature Squeezing, https://arxiv.org/abs/1704.01155 (there 11-3-4: search 11, patch 3).
 
-    ``h``: cut-off of patch distance, larger = smoother. ``patch_size`` 5 and ``patch_distance`` 6 (search window 13) fit
-    32-pixel pictures; scikit-image's own 7 and 11 look over two thirds of such a picture. Output is float32 clipped to
-    [0, 1], not rounded to 8 bits. No file, hence no bits. All backward rules are generic.
+    ``h``: cut-off of patch distance, larger = smoother. ``patch_size`` 5 and ``patch_distance`` 6 (search window 13)
+    fit 32-pixel pictures; scikit-image's own 7 and 11 look over two thirds of such a picture. Output is float32
+    clipped to [0, 1], not rounded to 8 bits. No file, hence no bits. All backward rules are generic.
     """
 
     algorithm_version: ClassVar[int] = 1

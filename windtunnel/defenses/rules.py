@@ -7,13 +7,13 @@ https://arxiv.org/abs/1802.00420. All rules map [N, 3, H, W] in [0, 1] to the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 
 from windtunnel.backend import torch
 from windtunnel.defenses._arrays import smoothing_matrix
+from windtunnel.defenses._soft_jpeg import soft_jpeg
 from windtunnel.defenses.base import BackwardRule
 
 BLUR_RADIUS, BLUR_SIGMA = 2, 1.0
@@ -37,7 +37,15 @@ def blur(x: torch.Tensor) -> torch.Tensor:
 
 
 def kornia_jpeg(quality: float) -> BackwardRule:
-    """kornia's differentiable JPEG round at one quality (Reich et al., https://arxiv.org/abs/2309.06978)."""
+    """kornia's differentiable JPEG round at one quality: [N, 3, H, W] in [0, 1], any size (edges repeated to
+    multiples of 16).
+
+    Paper: Reich et al., Differentiable JPEG: The Devil is in the Details, https://arxiv.org/abs/2309.06978. Always
+    4:2:0; rounding ``round(c) + (c - round(c))^3``, table steps not quite integer, colourless chroma at 127.5 of 255,
+    soft clipping. Measured on 200 natural 32x32 crops at quality 25 / 50 / 75: mean |difference| to Pillow's 4:2:0 is
+    1.5 / 1.4 / 1.3 of 255, to Pillow's 4:4:4 it is 3.4 / 2.9 / 2.6. So it stands for the 4:2:0 codec; for 4:4:4 there
+    is ``soft_jpeg``.
+    """
 
     def rule(x: torch.Tensor) -> torch.Tensor:
         from kornia.enhance.jpeg import jpeg_codec_differentiable
@@ -48,8 +56,12 @@ def kornia_jpeg(quality: float) -> BackwardRule:
 
 
 def generic_rules() -> dict[str, BackwardRule]:
-    """The rules that any defense may use; a number found with these only carries the dagger 'upper bound'."""
-    return {"identity": identity, "blur": blur, "jpeg": kornia_jpeg(GENERIC_JPEG_QUALITY)}
+    """The rules that any defense may use; a number found with these only carries the dagger 'upper bound'.
+
+    ``jpeg`` is one soft JPEG round of quality 50 with full chroma: behind WebP, AVIF and total variation it broke as
+    many samples as kornia's (within 3 of 100 in a trial) for a sixth of the time.
+    """
+    return {"identity": identity, "blur": blur, "jpeg": soft_jpeg(GENERIC_JPEG_QUALITY)}
 
 
 def with_generic(names: tuple[str, ...], **own: BackwardRule) -> dict[str, BackwardRule]:
@@ -71,7 +83,8 @@ def repeated(rule: BackwardRule, rounds: int) -> BackwardRule:
 
 
 def shifts(x: torch.Tensor, radius: int) -> list[torch.Tensor]:
-    """The (2 radius + 1)^2 neighbours of every pixel, row by row, each [N, C, H, W]; mirrored border (edge not repeated).
+    """The (2 radius + 1)^2 neighbours of every pixel, row by row, each [N, C, H, W]; mirrored border (edge not
+    repeated).
 
     A list of slices: gradients of slices are several times cheaper than those of one unfolded tensor.
     """
@@ -84,5 +97,5 @@ def shifts(x: torch.Tensor, radius: int) -> list[torch.Tensor]:
 
 @lru_cache(maxsize=64)
 def mirror(size: int, radius: int) -> np.ndarray:
-    """Indices of a line of ``size`` pixels with ``radius`` mirrored ones at each end; any radius, unlike torch's padding."""
+    """Indices of ``size`` pixels with ``radius`` mirrored ones at each end; any radius, unlike torch's padding."""
     return np.pad(np.arange(size), radius, mode="reflect")

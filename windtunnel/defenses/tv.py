@@ -16,13 +16,13 @@ from windtunnel.defenses.base import Defense, Images, Purified
 class TotalVariation(Defense):
     """Total-variation denoising with Chambolle's algorithm (``skimage.restoration.denoise_tv_chambolle``).
 
-    Papers: Guo et al., Countering Adversarial Images using Input Transformations, https://arxiv.org/abs/1711.00117 (the
-    defense, there with random pixel dropout, which is left out here: this one is deterministic); Chambolle, An Algorithm
-    for Total Variation Minimization and Applications, https://doi.org/10.1023/B:JMIV.0000011325.36760.1e.
+    Papers: Guo et al., Countering Adversarial Images using Input Transformations, https://arxiv.org/abs/1711.00117
+    (the defense, there with random pixel dropout, which is left out here: this one is deterministic); Chambolle, An
+    Algorithm for Total Variation Minimization and Applications, https://doi.org/10.1023/B:JMIV.0000011325.36760.1e.
 
-    ``weight``: larger = smoother; ``tolerance`` and ``max_iterations`` are scikit-image's defaults. Each picture alone
-    (the stopping rule looks at one picture). Output is float32 clipped to [0, 1], not rounded to 8 bits. No file, hence
-    no bits. All backward rules are generic.
+    ``weight``: larger = smoother; ``tolerance`` and ``max_iterations`` are scikit-image's defaults. Each picture
+    alone (the stopping rule looks at one picture). Output is float32 clipped to [0, 1], not rounded to 8 bits. No
+    file, hence no bits. All backward rules are generic.
     """
 
     algorithm_version: ClassVar[int] = 1

@@ -17,13 +17,14 @@ class Wavelet(Defense):
     """Soft wavelet shrinkage in YCbCr with BayesShrink thresholds (``skimage.restoration.denoise_wavelet``).
 
     Papers: Chang, Yu, Vetterli, Adaptive Wavelet Thresholding for Image Denoising and Compression,
-    https://doi.org/10.1109/83.862633; as a defense in Prakash et al., Deflecting Adversarial Attacks with Pixel Deflection,
-    https://arxiv.org/abs/1801.08926 (there after random pixel deflection, which is left out: this one is deterministic).
+    https://doi.org/10.1109/83.862633; as a defense in Prakash et al., Deflecting Adversarial Attacks with Pixel
+    Deflection, https://arxiv.org/abs/1801.08926 (there after random pixel deflection, which is left out: this one is
+    deterministic).
 
-    No strength: the noise level of each channel is estimated from its own finest diagonal coefficients. Where that cannot
-    be done (a channel without any diagonal detail, as in a pure gradient; scikit-image then returns NaN) the picture comes
-    back as it was. Haar wavelet ``db1`` is scikit-image's default. Output is float32 clipped to [0, 1], not rounded to
-    8 bits. No file, hence no bits. All backward rules are generic.
+    No strength: the noise level of each channel is estimated from its own finest diagonal coefficients. Where that
+    cannot be done (a channel without any diagonal detail, as in a pure gradient; scikit-image then returns NaN) the
+    picture comes back as it was. Haar wavelet ``db1`` is scikit-image's default. Output is float32 clipped to [0, 1],
+    not rounded to 8 bits. No file, hence no bits. All backward rules are generic.
     """
 
     algorithm_version: ClassVar[int] = 1

@@ -14,10 +14,12 @@ MARGIN = 4  # the largest pixel shift; a canvas is the image with this margin on
 CONTRAST_GAP = 96  # least difference of luma (0..255) between a glyph's colour and the mean of its background
 POOLING = (1, 2, 3)  # backgrounds show a photograph at full, half and a third of its resolution
 
+_SOFTENED = ((8 * np.arange(256) + 260) // 10).astype(np.uint8)
+
 
 def soften(pixels: np.ndarray) -> np.ndarray:
     """The contrast that every built-in image gets: round(.8 x + .1 * 255), so values lie in 26..230. uint8 -> uint8."""
-    return ((8 * pixels.astype(np.int32) + 260) // 10).astype(np.uint8)
+    return _SOFTENED[pixels]
 
 
 def luma(colours: np.ndarray) -> np.ndarray:
@@ -81,8 +83,8 @@ def colours(draws: Draws, ground: np.ndarray) -> np.ndarray:
 
 def blend(ground: np.ndarray, opacity: np.ndarray, colour: np.ndarray) -> np.ndarray:
     """Paint ``colour`` [N, 3] over ``ground`` uint8 [N, H, W, 3] with ``opacity`` [N, H, W] in 0..255: uint8."""
-    opacity = opacity[..., None]
-    mixed = ground.astype(np.int64) * (255 - opacity) + colour[:, None, None, :] * opacity
+    opacity = opacity.astype(np.int32)[..., None]
+    mixed = ground * (255 - opacity) + colour.astype(np.int32)[:, None, None, :] * opacity
     return ((mixed + 127) // 255).astype(np.uint8)
 
 

@@ -144,10 +144,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """``{"format_version", "digest", "metadata"}`` of a file written by ``write_images``; {} for a foreign file."""
     path = Path(path)
     try:
-        notes = pq.read_schema(path).metadata or {}
+        return _own_notes(path, pq.read_schema(path))
     except (OSError, pa.ArrowException) as problem:
         raise _damaged(path, problem) from problem
-    return json.loads(notes[_OWN_KEY]) if _OWN_KEY in notes else {}
 
 
 def read_images(
@@ -208,7 +207,7 @@ def read_images(
     labels = None if unlabelled else table["label"].take(kept).to_numpy().astype(np.int32)
     source_ids = table["source_id"].take(kept).to_pylist()
     image_set = ImageSet(np.stack(pixels), labels, [sample_ids[i] for i in kept], source_ids)
-    recorded = _own_notes(table).get("digest")
+    recorded = _own_notes(path, table.schema).get("digest")
     if not skipped and recorded not in (None, image_set.digest()):
         raise ImageSetError(f"'{path}': labels or identifiers do not match the recorded digest; rebuild the file")
     return image_set, skipped
@@ -269,9 +268,12 @@ def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     return column.cast(field.type)
 
 
-def _own_notes(table: pa.Table) -> dict[str, Any]:
-    notes = table.schema.metadata or {}
-    return json.loads(notes[_OWN_KEY]) if _OWN_KEY in notes else {}
+def _own_notes(path: Path, schema: pa.Schema) -> dict[str, Any]:
+    notes = (schema.metadata or {}).get(_OWN_KEY)
+    try:
+        return json.loads(notes) if notes is not None else {}
+    except ValueError as problem:
+        raise _damaged(path, problem) from problem
 
 
 def _damaged(path: Path, problem: Exception) -> ImageSetError:

@@ -94,8 +94,8 @@ def printed_set(characters: str, count: int, name: str) -> Iterator[tuple[str, s
 
 
 def scramble(glyphs: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Permute the 4x4 quadrants of every glyph uint8 [N, 8, 8] by one of the 23 permutations that move something."""
-    orders = np.array([p for p in permutations(range(4)) if p != (0, 1, 2, 3)])
+    """Permute the 4x4 quadrants of every glyph uint8 [N, 8, 8], by one of the nine permutations that move all four."""
+    orders = np.array([p for p in permutations(range(4)) if all(to != at for at, to in enumerate(p))])
     order = orders[Draws(mix(keys)).integers(0, len(orders))]
     quadrants = glyphs.reshape(-1, 2, 4, 2, 4).transpose(0, 1, 3, 2, 4).reshape(-1, 4, 4, 4)
     moved = np.take_along_axis(quadrants, order[:, :, None, None], axis=1)

@@ -55,7 +55,9 @@ PHOTODIGITS: dict[str, SplitInfo] = {
     "fit": _labelled("fit", 988, "digits 1050-1296, each four times, over the right 40 % of the photographs"),
     "test": _labelled("id", 500, "digits 1297-1796, each once, over the right 40 % of the photographs"),
     "letters": _glyphs("near_ood", 500, "printed letters A C E F H K M N P R V W Y in the style of the digits"),
-    "scrambled": _glyphs("near_ood", 500, "every test digit with the quadrants of its 8x8 glyph permuted"),
+    "scrambled": _glyphs(
+        "near_ood", 500, "every test digit with the quadrants of its 8x8 glyph permuted, all four moved"
+    ),
     "rotated": _glyphs("near_ood", 252, "every test digit 2, 3, 4, 5, 7 turned by 90 degrees, left or right"),
     "science": _pictures("far_ood", 500, "crops of a retina, stained tissue and the Hubble deep field"),
     "textures": _pictures("far_ood", 500, "synthetic two-colour textures of eight families"),

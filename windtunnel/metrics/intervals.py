@@ -55,7 +55,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     return (0.0 if p == 0 else max(0.0, centre - half)), (1.0 if p == 1 else min(1.0, centre + half))
 
 
-def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
+def clopper_pearson(successes: float, n: float, level: float = 0.95) -> Interval:
     """Exact (conservative) interval of a proportion from the beta distribution. n = 0 gives None."""
     if n <= 0:
         return None, None

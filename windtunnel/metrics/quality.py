@@ -10,7 +10,8 @@ K1, K2 = 0.01, 0.03
 
 
 def psnr(reference: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """[N] float64 peak signal-to-noise ratio in dB, ``-10 log10(mean squared difference)``, for a pixel range of [0, 1].
+    """[N] float64 peak signal-to-noise ratio in dB, ``-10 log10(mean squared difference)``, for a pixel range of [0,
+    1].
 
     Both arrays are [N, C, H, W] in [0, 1]. Higher = nearer; identical pictures give infinity. Equal to
     ``skimage.metrics.peak_signal_noise_ratio(data_range=1)`` of each pair.

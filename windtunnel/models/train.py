@@ -7,6 +7,7 @@ that shipped files are small and a stored model is exactly the model that was me
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
@@ -84,6 +85,17 @@ def train(spec: ModelSpec, *, progress: Progress = log_progress) -> tuple[Classi
     if recipe.training.adversarial is not None:
         metrics["pgd20_accuracy"] = {str(b): pgd_accuracy(model, x, y, eps_255=b) for b in CARD_BUDGETS_255}
     return model, metrics
+
+
+def first_epoch_digest(seed: int) -> str:
+    """SHA-256 of the images and labels of a seed's first epoch, for the card.
+
+    Not part of any identity: it shows, by a test, that a change of pixels raised the data's recipe version.
+    """
+    from windtunnel.images import photodigits
+
+    images, labels = photodigits.training_epoch(seed, 0)
+    return hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
 
 
 def fit(

@@ -16,8 +16,8 @@ MISSING = "-"
 
 @dataclass(frozen=True)
 class Column:
-    """A printed column. An estimate ``x`` may have companions ``x_low``, ``x_high`` (its interval), ``x_sd`` (over seeds),
-    ``x_notes`` (names of footnotes, joined by spaces) and ``x_why`` (what to print where it is null).
+    """A printed column. An estimate ``x`` may have companions ``x_low``, ``x_high`` (its interval), ``x_sd`` (over
+    seeds), ``x_notes`` (names of footnotes, joined by spaces) and ``x_why`` (what to print where it is null).
 
     Kinds: ``percent`` a fraction printed in percent, ``difference`` the same with a sign, ``number`` two decimals,
     ``decimal`` three, ``count`` whole, ``p`` a p-value, ``text``.
@@ -39,6 +39,8 @@ class Table:
     footnotes: dict[str, str] = field(default_factory=dict)
     caption: str = ""
     empty: str = "Not in this run."
+    html: str | None = None
+    """A finished page that stands for the HTML form, where a grid is not the way to say it."""
 
     @property
     def is_empty(self) -> bool:

@@ -7,11 +7,11 @@ FIGURE_NAMES = (
     "sequential_jpeg",
     "accuracy_against_epsilon",
     "rate_accuracy",
+    "gallery",
     "score_histograms",
     "roc",
-    "reliability",
-    "gallery",
     "ood_defended",
+    "reliability",
     "transfer",
 )
-TABLE_NAMES = ("robust_accuracy", "defenses", "ood", "ood_defended", "checks", "failed")
+TABLE_NAMES = ("robust_accuracy", "defenses", "ood", "ood_sets", "ood_paired", "ood_defended", "checks", "failed")

@@ -1,4 +1,6 @@
-"""Tables and figures on disk: Markdown, CSV, LaTeX (booktabs), small HTML pages, SVG and PNG. The only I/O of this room."""
+"""Tables and figures on disk: Markdown, CSV, LaTeX (booktabs), small HTML pages, SVG and PNG. The only I/O of this
+room.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from windtunnel.store import write_atomic
 FORMS = ("md", "csv", "tex", "html")
 
 CSS = """
-body{font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;color:#222;margin:1.2rem 1.5rem;
-max-width:110rem}
+body{font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica
+Neue",Arial,sans-serif;color:#222;margin:1.2rem 1.5rem; max-width:110rem}
 h1{font-size:1.25rem;margin:0 0 .3rem}h2{font-size:1.05rem;margin:1.4rem 0 .2rem}p{max-width:60rem;margin:.3rem 0 .8rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th{text-align:left;border-bottom:1.5px solid #222;border-top:1.5px solid #222;vertical-align:bottom}
@@ -133,6 +135,8 @@ def page(title: str, body: str) -> str:
 
 def html_page(table: Table) -> str:
     """The table as a page of its own, for the report."""
+    if table.html is not None:
+        return table.html
     body = f"<h1>{html.escape(table.title)}</h1>\n"
     if table.caption:
         body += f"<p>{html.escape(table.caption)}</p>\n"
@@ -175,7 +179,7 @@ def write_tables(
 
 
 def write_page(folder: Path | str, name: str, text: str) -> Path:
-    """``{folder}/{name}.html`` of a finished page (``checks_page``)."""
+    """``{folder}/{name}.html`` of a finished page."""
     path = Path(folder) / f"{name}.html"
     write_atomic(path, text.encode())
     return path

@@ -1,4 +1,6 @@
-"""Which rows of ``metrics`` and ``cells`` a table or figure speaks of. Frames in, frames out; the kinds are in docs/results.md."""
+"""Which rows of ``metrics`` and ``cells`` a table or figure speaks of. Frames in, frames out; the kinds are in
+docs/results.md.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,19 @@ PLACE = ["dataset", "split", "model", "model_seed"]
 """Where a number was measured: image set and model. Everything compared with each other shares these."""
 
 TEXT = (
-    "cell_id group_id reference_cell_id baseline_cell_id dataset split role shift against model source_model attack threat "
-    "attack_defense defense through mode iterate score metric note status reason flags"
-).split()
+    "cell_id", "group_id", "reference_cell_id", "baseline_cell_id", "dataset", "split", "role", "shift", "against",
+    "model", "source_model", "attack", "threat", "attack_defense", "defense", "through", "mode", "iterate", "score",
+    "metric", "note", "status", "reason", "flags",
+)  # fmt: skip
 UNWARPED = ("", "none")
 ITERATES = ("best", "first", "last", "none", "")
 CLEAN = "none"
 
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
-    """A copy in which absent text is '' whatever reader made the frame, and a missing known column is there and empty."""
+    """A copy in which absent text is '' whatever reader made the frame, and a missing known column is there and
+    empty.
+    """
     frame = frame.copy()
     for name in TEXT:
         if name in frame.columns:
@@ -102,6 +107,19 @@ def robust_rows(metrics: pd.DataFrame, against: str) -> pd.DataFrame:
     """Robust accuracy of in-distribution groups, against ``bare``, ``unaware``, ``through`` or ``all``."""
     rows = only(in_distribution(metrics), metric="robust_accuracy", against=against)
     return rows[(rows["group_id"] != "") & rows["value"].notna() & rows["model_seed"].notna()]
+
+
+def by_attack_rows(metrics: pd.DataFrame, against: str) -> pd.DataFrame:
+    """The same for one attack alone, over its iterates and rules."""
+    rows = only(in_distribution(metrics), metric="robust_accuracy_by_attack", against=against, through="")
+    return rows[(rows["group_id"] != "") & rows["value"].notna() & rows["model_seed"].notna()]
+
+
+def worst_rows(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Undefended worst cases: over every candidate (transferred images included) where there is one, else over bare
+    attacks."""
+    rows = pd.concat([robust_rows(metrics, "all"), robust_rows(metrics, "bare")])
+    return only(rows, defense=("none", "")).drop_duplicates([*PLACE, "threat"])
 
 
 def seed_means(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:

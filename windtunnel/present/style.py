@@ -1,8 +1,8 @@
 """One look for every figure: colour-blind palette, one colour per defense, model, score and rule wherever it appears.
 
 A colour belongs to a *name*, not to a place in a list: leaving a defense out of a run must not recolour the others.
-Names of the built-in catalogue have fixed colours; an unknown name takes one by the hash of its text, and within one run
-``model_colours`` moves colliding names on, in alphabetical order.
+Names of the built-in catalogue have fixed colours; an unknown name takes one by the hash of its text, and within one
+run ``model_colours`` moves colliding names on, in alphabetical order.
 
 Bytes are reproducible: no date, no version text, ids of SVG elements from a fixed salt, text as outlines so that a
 report looks the same on a machine without these fonts.
@@ -34,6 +34,7 @@ MUTED = "#666666"
 FAINT = "#bbbbbb"
 PALETTE: tuple[str, ...] = tuple(to_hex(c) for c in seaborn.color_palette("colorblind"))
 BLUE, ORANGE, GREEN, VERMILION, PINK, BROWN, ROSE, GREY, YELLOW, SKY = PALETTE
+SEQUENTIAL = seaborn.light_palette(BLUE, as_cmap=True)
 OCHRE, VIOLET = "#a89000", "#6a4c93"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
 
@@ -56,7 +57,7 @@ MODELS = {
     "digits-abet": ORANGE,
     "digits-at": GREEN,
     "digits-vit": PINK,
-    "digits-cosine": VERMILION,
+    "digits-coslin": VERMILION,
     "scenes-cnn": SKY,
 }
 RULES = {
@@ -80,7 +81,7 @@ SCORES = {
     "vim": VERMILION,
     "react-energy": OCHRE,
 }
-GROUPS = {"id": INK, "near_ood": ORANGE, "far_ood": BLUE, "adversarial": VERMILION}
+GROUPS = {"id": INK, "near_ood": SKY, "far_ood": BLUE, "adversarial": VERMILION}
 CURVES = {"clean": INK, "unaware": ORANGE, "through": VERMILION}
 
 RC: dict[str, Any] = {
@@ -122,7 +123,9 @@ RC: dict[str, Any] = {
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Decorator: the figure is drawn under ``RC``, whatever the caller's matplotlib settings are, which stay untouched."""
+    """Decorator: the figure is drawn under ``RC``, whatever the caller's matplotlib settings are, which stay
+    untouched.
+    """
 
     @functools.wraps(draw)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -140,7 +143,9 @@ def new_figure(*, width: float = WIDTH, height: float) -> Figure:
 
 
 def heading(figure: Figure, title: str, subtitle: str = "", note: str = "") -> None:
-    """The statement of what is shown, under it how (model, attack, n), and a note at the foot; axes keep clear of both."""
+    """The statement of what is shown, under it how (model, attack, n), and a note at the foot; axes keep clear of
+    both.
+    """
     height, width = figure.get_figheight(), figure.get_figwidth()
     top = 0.06
     for text, size, weight, colour in ((title, 10.0, "bold", INK), (subtitle, 8.5, "normal", MUTED)):
@@ -148,8 +153,8 @@ def heading(figure: Figure, title: str, subtitle: str = "", note: str = "") -> N
             continue
         wrapped = _wrap(text, width, size * (1.12 if weight == "bold" else 1.0))
         figure.text(
-            0.06 / width, 1 - top / height, wrapped, ha="left", va="top", fontsize=size, fontweight=weight, color=colour,
-            linespacing=1.25,
+            0.06 / width, 1 - top / height, wrapped, ha="left", va="top", fontsize=size, fontweight=weight,
+            color=colour, linespacing=1.25,
         )  # fmt: skip
         top += (wrapped.count("\n") + 1) * size * 1.3 / 72 + 0.03
     foot = 0.0
@@ -163,9 +168,10 @@ def heading(figure: Figure, title: str, subtitle: str = "", note: str = "") -> N
 
 
 def _wrap(text: str, width: float, size: float) -> str:
-    """Lines that fit ``width`` inches at ``size`` points; DejaVu Sans is about 0.56 em wide on average."""
-    letters = max(20, int((width - 0.12) * 72 / (0.56 * size)))
-    return "\n".join("\n".join(textwrap.wrap(line, letters)) for line in text.splitlines())
+    """Lines that fit ``width`` inches at ``size`` points; DejaVu Sans is about 0.54 em wide on average."""
+    letters = max(20, int((width - 0.12) * 72 / (0.54 * size)))
+    glued = re.sub(r"(\d) %", "\\1\u00a0%", text)
+    return "\n".join("\n".join(textwrap.wrap(line, letters)) for line in glued.splitlines())
 
 
 def not_in_this_run(title: str, what: str) -> Figure:

@@ -1,4 +1,5 @@
-"""The tables of a run: frames of ``metrics`` and ``cells`` in, a ``Table`` of fractions out. Pure; ``render`` prints them.
+"""The tables of a run: frames of ``metrics`` and ``cells`` in, a ``Table`` of fractions out. Pure; ``render`` prints
+them.
 
 A table of which this run has no rows comes out empty and is printed as 'Not in this run'. No number is computed here
 beyond choosing rows: what a table shows stands in ``metrics`` with the same value.
@@ -21,6 +22,7 @@ from windtunnel.present.select import (
     UNWARPED,
     absent,
     attacked_rows,
+    by_attack_rows,
     by_iterate,
     clean_rows,
     first,
@@ -34,6 +36,7 @@ from windtunnel.present.select import (
     threat_order,
     tidy,
     winners,
+    worst_rows,
 )
 from windtunnel.present.style import defense_family, defense_rounds, defense_strength
 
@@ -61,6 +64,10 @@ def _put_seeds(line: dict[str, Any], key: str, row: pd.Series | None) -> None:
     line[f"{key}_sd"] = None if row is None or absent(row["seed_sd"]) else float(row["seed_sd"])
 
 
+def _p_adjusted(row: pd.Series | None) -> float | None:
+    return None if row is None or absent(row["p_adjusted"]) else float(row["p_adjusted"])
+
+
 def _count(row: pd.Series | None, name: str = "n") -> int | None:
     return None if row is None or absent(row[name]) else int(row[name])
 
@@ -74,7 +81,8 @@ def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _footnotes(names: Iterable[str]) -> dict[str, str]:
     known = list(dict.fromkeys(names))
-    order = [n for n in words.CHECKS if n in known] + sorted(n for n in known if n not in words.CHECKS)
+    order = [n for n in words.check_names() if n in known]
+    order += sorted(n for n in known if n not in order)
     notes = {}
     for name in order:
         check = words.check_words(name)
@@ -86,13 +94,17 @@ def _notes_in(lines: list[dict[str, Any]]) -> list[str]:
     return [n for line in lines for key, text in line.items() if key.endswith("_notes") and text for n in text.split()]
 
 
-def _group_flags(metrics: pd.DataFrame, cells: pd.DataFrame, row: pd.Series | None) -> tuple[str, ...]:
-    """The checks that touch a worst case: those raised on every member that reaches the lowest accuracy.
+def _flags(metrics: pd.DataFrame, cells: pd.DataFrame, row: pd.Series | None) -> tuple[str, ...]:
+    """The checks that touch a number: of one cell its own; of a worst case those raised on every member that reaches
+    the lowest accuracy.
 
-    A masking rule raises its flag on its own cell; where another rule found less accuracy the worst case is not touched.
+    A masking rule raises its flag on its own cell; where another rule found less accuracy the worst case is not
+    touched.
     """
     if row is None:
         return ()
+    if row["cell_id"]:
+        return raised(cells, row["cell_id"])
     return raised_on_all(cells, list(winners(metrics, row)["cell_id"]))
 
 
@@ -100,13 +112,16 @@ def _group_flags(metrics: pd.DataFrame, cells: pd.DataFrame, row: pd.Series | No
 
 
 def robust_accuracy(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
-    """Undefended models: one row per image set, model, seed and threat; one column per attack and the worst case of all.
+    """Undefended models: one row per image set, model, seed and threat; one column per attack and the worst case of
+    all.
 
-    The worst case is ``robust_accuracy`` against ``bare``: clean-correct and correct under every attack, per sample.
+    An attack's column is ``robust_accuracy_by_attack``; the worst case is ``robust_accuracy`` against ``all``:
+    clean-correct and correct on every candidate image, per sample, transferred images and noise included.
     """
     metrics, cells = tidy(metrics), tidy(cells)
     bare = only(attacked_rows(metrics), attack_defense=("none", ""), defense="none")
-    worst = only(robust_rows(metrics, "bare"), defense=("none", ""))
+    alone = only(by_attack_rows(metrics, "bare"), defense=("none", ""))
+    worst = worst_rows(metrics)
     clean = only(clean_rows(metrics), defense="none")
     means = only(in_distribution(seed_means(metrics, "accuracy")), attack=CLEAN, defense=("none", ""))
     attacks = sorted(bare["attack"].unique())
@@ -119,9 +134,11 @@ def robust_accuracy(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
         _put(line, "clean", own, notes=() if own is None else raised(cells, own["cell_id"]))
         worst_row = first(worst, **_match(place), threat=key["threat"])
         for attack in attacks:
-            row = first(bare, **_match(place), threat=key["threat"], attack=attack)
-            _put(line, f"attack_{attack}", row, notes=() if row is None else raised(cells, row["cell_id"]))
-        _put(line, "worst_case", worst_row, notes=_group_flags(metrics, cells, worst_row))
+            row = first(alone, **_match(place), threat=key["threat"], attack=attack)
+            if row is None:
+                row = first(bare, **_match(place), threat=key["threat"], attack=attack)
+            _put(line, f"attack_{attack}", row, notes=_flags(metrics, cells, row))
+        _put(line, "worst_case", worst_row, notes=_flags(metrics, cells, worst_row))
         seen = [worst_row, *(first(bare, **_match(place), threat=key["threat"], attack=a) for a in attacks)]
         line["n"] = next((n for n in map(_count, seen) if n is not None), None)
         line["n_clean"] = _count(own)
@@ -147,10 +164,10 @@ def robust_accuracy(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
         ),
         footnotes=_footnotes(_notes_in(lines)),
         caption=(
-            "Share of all samples that is still classified correctly, with 95 % intervals over sources. The worst case "
-            "counts a sample only if it is correct clean and under every attack of the row. Attacks ran on the model of "
-            "training seed 0 unless its name says otherwise; the mean over seeds shows how far clean accuracy moves when "
-            "the model is trained again, with the interval over seeds."
+            "Share of all samples that is correct clean and stays so under the attack, with 95 % intervals over sources. The worst case "
+            "counts a sample only if it is correct clean and under every attack of the row. Attacks ran on the model "
+            "of training seed 0 unless its name says otherwise; the mean over seeds shows how far clean accuracy "
+            "moves when the model is trained again, with the interval over seeds."
         ),
         empty="Not in this run: no attack on an undefended model.",
     )
@@ -162,7 +179,7 @@ def defenses(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
     Differences are against ``none`` on the same images, paired, with McNemar's p after Holm.
     """
     metrics, cells = tidy(metrics), tidy(cells)
-    unaware, through = robust_rows(metrics, "unaware"), robust_rows(metrics, "through")
+    unaware, through, every = (robust_rows(metrics, against) for against in ("unaware", "through", "all"))
     bare = only(robust_rows(metrics, "bare"), defense=("none", ""))
     clean = clean_rows(metrics)
     paired = in_distribution(metrics)
@@ -189,28 +206,27 @@ def defenses(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
             _put(line, "clean", own, notes=() if own is None else raised(cells, own["cell_id"]))
             difference = first(only(paired, attack=CLEAN), **place, defense=name)
             _put(line, "clean_difference", difference)
-            line["clean_p_holm"] = (
-                None if difference is None or absent(difference["p_adjusted"]) else difference["p_adjusted"]
-            )
+            line["clean_p_holm"] = _p_adjusted(difference)
             if name == "none":
                 row = first(bare, **place, threat=budget)
-                _put(line, "unaware", row, notes=_group_flags(metrics, cells, row))
+                _put(line, "unaware", row, notes=_flags(metrics, cells, row))
                 _put(line, "unaware_difference", None)
                 line["unaware_p_holm"] = None
                 _put(line, "through", None)
                 line["rule"] = ""
+                row = first(every, **place, threat=budget, defense=name)
+                _put(line, "worst_case", row, notes=_flags(metrics, cells, row))
             else:
                 row = first(unaware, **place, threat=budget, defense=name)
-                _put(line, "unaware", row, notes=_group_flags(metrics, cells, row))
+                _put(line, "unaware", row, notes=_flags(metrics, cells, row))
                 gain = _attacked_difference(paired, place, budget, name)
                 _put(line, "unaware_difference", gain)
-                line["unaware_p_holm"] = None if gain is None or absent(gain["p_adjusted"]) else gain["p_adjusted"]
+                line["unaware_p_holm"] = _p_adjusted(gain)
                 row = first(through, **place, threat=budget, defense=name)
-                notes = list(_group_flags(metrics, cells, row))
-                if row is not None and "upper bound" in row["note"]:
-                    notes.insert(0, words.UPPER_BOUND)
-                _put(line, "through", row, notes=notes, why="not attacked here")
+                _put(line, "through", row, notes=_bounded(metrics, cells, row), why="not attacked here")
                 line["rule"] = _rule_that_won(metrics, row)
+                row = first(every, **place, threat=budget, defense=name)
+                _put(line, "worst_case", row, notes=_bounded(metrics, cells, row), why="not attacked here")
             for metric in ("bpp_payload", "psnr"):
                 found = first(clean_rows(metrics, metric), **place, defense=name)
                 line[metric] = None if found is None else float(found["value"])
@@ -237,6 +253,7 @@ def defenses(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
             Column("unaware_p_holm", "p (Holm)", "p"),
             Column("through", "best attack through", "percent"),
             Column("rule", "rule that won"),
+            Column("worst_case", "worst case of all", "percent"),
             Column("bpp_payload", "payload bits per pixel", "number"),
             Column("psnr", "PSNR (dB)", "number"),
             Column("n_clean", "n clean", "count"),
@@ -244,14 +261,21 @@ def defenses(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
         ),
         footnotes=_footnotes(_notes_in(lines)),
         caption=(
-            "The honest number of a defense is the column 'best attack through': the share of samples that survives the "
-            "unaware attack and every attack that differentiates the defense, judged on the real defense. For 'none' the "
-            "unaware column is the attack on the bare model. Differences are paired on the same images: exact McNemar, "
-            "Holm over the table. 95 % intervals over sources. PSNR is of the defended clean image; payload bits leave out "
-            "what the container costs for a constant image."
+            "The honest number of a defense is the last accuracy, the worst case of all: the share of samples that is "
+            "correct clean, under the unaware attack and under every attack that differentiates the defense, judged "
+            "on the real defense. A defense that was not attacked through has no such number. For 'none' the unaware "
+            "column is the attack on the bare model. Differences are paired on the same images: "
+            "exact McNemar, Holm over the table. 95 % intervals over sources. PSNR is of the defended clean image; "
+            "payload bits leave out what the container costs for a constant image."
         ),
         empty="Not in this run: no defense was judged on an in-distribution set.",
     )
+
+
+def _bounded(metrics: pd.DataFrame, cells: pd.DataFrame, row: pd.Series | None) -> list[str]:
+    """Notes of a number found through a defense: the dagger 'upper bound' first, then the checks."""
+    bound = [words.UPPER_BOUND] if row is not None and words.is_upper_bound(row["note"]) else []
+    return [*bound, *_flags(metrics, cells, row)]
 
 
 def _with_clean_only(keys: pd.DataFrame, clean: pd.DataFrame) -> pd.DataFrame:
@@ -270,12 +294,11 @@ def _attacked_difference(paired: pd.DataFrame, place: dict[str, Any], threat: st
 
 
 def _rule_that_won(metrics: pd.DataFrame, row: pd.Series | None) -> str:
-    """The backward rules whose own cell reaches the lowest accuracy; the unaware example may win too."""
+    """The backward rules whose own cell reaches the lowest accuracy (several where they tie)."""
     if row is None:
         return ""
-    rules = [r if r not in ("", "none") else "bare" for r in winners(metrics, row)["through"]]
-    names = list(dict.fromkeys(sorted(rules)))
-    return ", ".join("unaware example" if n == "bare" else n for n in names) or row["note"]
+    names = sorted(set(winners(metrics, row)["through"]) - {"", "none"})
+    return ", ".join(names) or row["note"]
 
 
 def defense_order(name: str) -> tuple[str, float, int, str]:
@@ -313,7 +336,8 @@ def _ordered(keys: pd.DataFrame, *extra: str) -> list[dict[str, Any]]:
 def ood_rows(metrics: pd.DataFrame) -> pd.DataFrame:
     """Rows of clean, undefended OOD comparisons by score: per set, and near and far means; one seed or over seeds."""
     rows = tidy(metrics)
-    rows = rows[(rows["score"] != "") & rows["metric"].isin(list(OOD_METRICS)) & rows["value"].notna()]
+    rows = rows[(rows["score"] != "") & (rows["model"] != "") & rows["metric"].isin(list(OOD_METRICS))]
+    rows = rows[rows["value"].notna()]
     rows = only(rows, attack=(CLEAN, ""), defense=("none", ""), shift=UNWARPED)
     return rows[rows["role"] != "validation"]
 
@@ -336,8 +360,9 @@ def _seeds(row: pd.Series | None) -> int | None:
 def ood(metrics: pd.DataFrame, cells: pd.DataFrame, trivial: pd.DataFrame | None = None) -> Table:
     """Scores of each model family: near and far means of AUROC and FPR95 in both conventions, over training seeds.
 
-    ``trivial`` (optional) has the columns ``dataset, group, statistic, metric, value`` and may have ``ci_low, ci_high``, where
-    ``group`` is ``near_ood``, ``far_ood`` or a split: what image statistics that need no model reach; the best is a row.
+    ``trivial`` (optional) has the columns ``dataset, group, statistic, metric, value`` and may have ``ci_low,
+    ci_high``, where ``group`` is ``near_ood``, ``far_ood`` or a split: what image statistics that need no model reach;
+    the best is a row.
     """
     rows = ood_rows(metrics)
     means = rows[(rows["group_id"] != "") & rows["split"].isin(["near_ood", "far_ood"])]
@@ -378,9 +403,9 @@ def ood(metrics: pd.DataFrame, cells: pd.DataFrame, trivial: pd.DataFrame | None
         ),
         caption=(
             "Means over the near or far sets, each set weighing the same. With several training seeds: mean ± standard "
-            "deviation over seeds [95 % interval of the mean over seeds, Student's t]; with one seed the interval is over "
-            f"images. {CONVENTIONS['fpr95_id_positive']}; {CONVENTIONS['fpr95_ood_positive']}. The best trivial statistic "
-            "knows nothing of any model: a score that does not beat it has shown nothing."
+            "deviation over seeds [95 % interval of the mean over seeds, Student's t]; with one seed the interval is "
+            f"over images. {CONVENTIONS['fpr95_id_positive']}; {CONVENTIONS['fpr95_ood_positive']}. The best trivial "
+            "statistic knows nothing of any model: a score that does not beat it has shown nothing."
         ),
         empty="Not in this run: no image set with a near or far OOD role was scored.",
     )
@@ -436,11 +461,10 @@ def ood_sets(metrics: pd.DataFrame, cells: pd.DataFrame, trivial: pd.DataFrame |
             Column("seeds", "seeds", "count"),
         ),
         caption=(
-            "Each set against the in-distribution test set of the same model. Mean ± standard deviation over training seeds "
-            "where there are several, with the interval over seeds; otherwise the interval is over images. Sanity sets are "
-            "those that a trivial statistic separates; they, shifted, no-object and ambiguous sets are in no mean. "
-            + "; ".join(CONVENTIONS.values())
-            + "."
+            "Each set against the in-distribution test set of the same model. Mean ± standard deviation over training "
+            "seeds where there are several, with the interval over seeds; otherwise the interval is over images. "
+            "Sanity sets are those that a trivial statistic separates; they, shifted, no-object and ambiguous sets "
+            "are in no mean. " + "; ".join(CONVENTIONS.values()) + "."
         ),
         empty="Not in this run: no out-of-distribution set was scored.",
     )
@@ -485,7 +509,8 @@ def ood_paired(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
     """Paired differences over training seeds: one score minus another on the same seeds, with t intervals."""
     rows = tidy(metrics)
     rows = rows[(rows["score"] != "") & rows["metric"].str.endswith("_difference") & rows["value"].notna()]
-    rows = rows[(rows["group_id"] != "") & (rows["against"] != "")]
+    rows = only(rows[rows["group_id"] != ""], attack=(CLEAN, ""), defense=("none", ""), shift=UNWARPED)
+    rows = rows[rows["against"].str.contains(":")]
     kinds = [m for m in ("auroc", *CONVENTIONS) if f"{m}_difference" in set(rows["metric"])]
     lines = []
     keys = rows[["dataset", "split", "model", "score", "against"]].drop_duplicates().to_dict("records")
@@ -505,6 +530,7 @@ def ood_paired(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
         for kind in kinds:
             row = first(part, metric=f"{kind}_difference")
             _put_seeds(line, kind, row)
+            line[f"{kind}_p_holm"] = _p_adjusted(row)
             line[f"{kind}_verdict"] = _verdict(row, better=1 if kind == "auroc" else -1)
         line["seeds"] = int(part["seeds"].dropna().iloc[0]) if part["seeds"].notna().any() else None
         lines.append(line)
@@ -523,14 +549,15 @@ def ood_paired(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
                 for kind in kinds
                 for column in (
                     Column(kind, f"{heads[kind]} difference", "difference"),
+                    Column(f"{kind}_p_holm", "p (Holm)", "p"),
                     Column(f"{kind}_verdict", "reading"),
                 )
             ),
             Column("seeds", "seeds", "count"),
         ),
         caption=(
-            "Each training seed gives one difference; the interval is Student's t over seeds. 'no difference shown' means that "
-            "the interval holds zero, which is not the same as showing that there is none."
+            "Each training seed gives one difference; the interval is Student's t over seeds. 'no difference shown' "
+            "means that the interval holds zero, which is not the same as showing that there is none."
         ),
         empty="Not in this run: no two scores were compared over at least two training seeds.",
     )
@@ -580,15 +607,17 @@ def ood_defended(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
             Column("n_ood", "n OOD", "count"),
         ),
         caption=(
-            "ID and OOD images both pass through the defense, then the model, then the score: what a user who purifies every "
-            "input would see. One training seed; 95 % intervals over images."
+            "ID and OOD images both pass through the defense, then the model, then the score: what a user who "
+            "purifies every input would see. One training seed; 95 % intervals over images."
         ),
         empty="Not in this run: no out-of-distribution set was scored behind a defense.",
     )
 
 
 def ood_defended_rows(metrics: pd.DataFrame) -> pd.DataFrame:
-    """AUROC role means by score and defense, for models (one seed each) that were judged behind at least one defense."""
+    """AUROC role means by score and defense, for models (one seed each) that were judged behind at least one
+    defense.
+    """
     rows = tidy(metrics)
     rows = only(rows, metric="auroc", split=("near_ood", "far_ood"), attack=(CLEAN, ""), shift=UNWARPED)
     rows = rows[(rows["score"] != "") & (rows["group_id"] != "") & rows["value"].notna() & rows["model_seed"].notna()]
@@ -633,12 +662,13 @@ def checks(cells: pd.DataFrame) -> Table:
             Column("remedy", "what to do"),
         ),
         empty="None: no check was raised.",
+        html=checks_page(cells),
     )
 
 
 def _raised(cells: pd.DataFrame) -> list[tuple[str, pd.Series]]:
     found = [(name, row) for _, row in cells.iterrows() for name in row["flags"].split()]
-    order = list(words.CHECKS)
+    order = words.check_names()
     return sorted(
         found,
         key=lambda f: (order.index(f[0]) if f[0] in order else len(order), f[0], words.cell(f[1]), f[1]["cell_id"]),
@@ -646,14 +676,17 @@ def _raised(cells: pd.DataFrame) -> list[tuple[str, pd.Series]]:
 
 
 def checks_page(cells: pd.DataFrame) -> str:
-    """The page in words: raised checks with meaning, remedy and cells; then those that ran and stayed silent; then the rest."""
+    """The page in words: raised checks with meaning, remedy and cells; then those that ran and stayed silent; then the
+    rest.
+    """
     cells = tidy(cells)
     names = sorted({c.removeprefix("check_") for c in cells.columns if c.startswith("check_")} | set(_all_flags(cells)))
     found = _raised(cells)
     body = "<h1>Checks: known ways of fooling oneself</h1>\n"
     body += (
-        "<p>A wrong robust accuracy rarely looks wrong. These checks look for the known causes in every cell of the run. "
-        "A raised check does not change a number; it puts a dagger beside it in the tables and a mark in the figures.</p>\n"
+        "<p>A wrong robust accuracy rarely looks wrong. These checks look for the known causes in every cell of the "
+        "run. A raised check does not change a number; it puts a dagger beside it in the tables and a mark in the "
+        "figures.</p>\n"
     )
     body += f"<h2>Raised ({len(found)} times)</h2>\n"
     if not found:
@@ -661,7 +694,10 @@ def checks_page(cells: pd.DataFrame) -> str:
     for name in dict.fromkeys(n for n, _ in found):
         check = words.check_words(name)
         body += f'<div class="raised"><h2>{html.escape(check.title)}</h2>\n<p>{html.escape(check.meaning)}</p>\n'
-        body += f"<p><b>What to do:</b> {html.escape(check.remedy)}</p>\n<ul>\n"
+        body += f"<p><b>What to do:</b> {html.escape(check.remedy)}</p>\n"
+        if check.threshold:
+            body += f'<p class="quiet">Raised when: {html.escape(check.threshold)}.</p>\n'
+        body += "<ul>\n"
         for _, row in (f for f in found if f[0] == name):
             statistic = row.get(f"stat_{name}")
             value = "" if absent(statistic) else f" (statistic {float(statistic):.3g})"

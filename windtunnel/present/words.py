@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from windtunnel.checks import CHECKS
 from windtunnel.present.select import absent, full_name
 from windtunnel.present.style import defense_rounds
 
@@ -95,103 +96,42 @@ def cell(row: pd.Series) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """A way of fooling oneself: its title, what it means that the check was raised, and what to do."""
+    """A way of fooling oneself: its title, what it means that the check was raised, what to do, when it is raised."""
 
     title: str
     meaning: str
     remedy: str
+    threshold: str = ""
 
 
 UPPER_BOUND = "upper_bound"
+_UPPER_BOUND = Check(
+    "Upper bound",
+    "Attacked with generic backward rules only (identity, blur, another codec's surrogate); an attack that knows this "
+    "defense would find less accuracy.",
+    "Give the defense a differentiable form of its own, or train a surrogate, and attack again.",
+)
 
-CHECKS: dict[str, Check] = {
-    UPPER_BOUND: Check(
-        "upper bound",
-        "Attacked with generic backward rules only (identity, blur, another codec's surrogate); an attack that knows this "
-        "defense would find less accuracy.",
-        "Give the defense a differentiable form of its own, or train a surrogate, and attack again.",
-    ),
-    "undefended_falls": Check(
-        "the undefended model does not fall",
-        "At twice the largest reported budget a standard-trained undefended model keeps more than 1 % accuracy. The attack, "
-        "not the model, is weak.",
-        "More steps, a larger step size, restarts; read the loss of single samples.",
-    ),
-    "zero_gradient": Check(
-        "gradients vanish",
-        "On more than 1 % of the correctly classified samples every entry of the gradient is exactly zero: the attack could "
-        "not move there.",
-        "Attack with a margin loss (DLR, CW) instead of cross-entropy, or through another backward rule.",
-    ),
-    "nan_gradient": Check(
-        "gradients are NaN",
-        "The gradient is not a number on some samples: the attack could not move there.",
-        "Look for divisions and logarithms of zero in the model or in the backward rule.",
-    ),
-    "single_step": Check(
-        "a single step beats many",
-        "FGSM fools samples that the iterative attack never fools. That is the mark of a masked gradient.",
-        "Attack through another backward rule; use random starts.",
-    ),
-    "black_box": Check(
-        "black-box beats white-box",
-        "An attack without gradients (or one made on another model) fools samples that the gradient attack does not.",
-        "The worst case over both is the honest number; look for a masked gradient.",
-    ),
-    "through_weaker": Check(
-        "through is weaker than unaware",
-        "The attack that differentiates the defense fools fewer samples than one that ignores it: the backward rule hides "
-        "the gradient rather than follows it.",
-        "Do not read this accuracy as robustness; see the lowest rule of the same defense.",
-    ),
-    "more_rounds": Check(
-        "more rounds raise accuracy",
-        "Repeating a codec that hardly changes its own output raised the accuracy under attack. The images do not change, "
-        "so the gain lies in the gradient, not in the defense.",
-        "Differentiate one round only, or use the identity; see the opening figure.",
-    ),
-    "gradient_direction": Check(
-        "the gradient points nowhere",
-        "On the real defense a step along the gradient raises the loss no more than steps along random signs, for more than "
-        "a tenth of the samples.",
-        "Use another backward rule.",
-    ),
-    "bound": Check(
-        "the attack left its ball",
-        "Some adversarial images are further from the clean ones than the budget allows; they are recorded with status bound.",
-        "Repair the projection; for l2 store float32, rounding to 8 bits leaves the ball.",
-    ),
-    "eight_bit_loss": Check(
-        "8-bit storage undoes the attack",
-        "More samples than expected were fooled before rounding to 8 bits and are correct afterwards.",
-        "Attack on the 8-bit grid, or read success_float beside the accuracy.",
-    ),
-    "huge_epsilon": Check(
-        "a huge budget does not destroy the model",
-        "At 64/255 the accuracy is far above what random sign noise of that size leaves room for: the attack is stuck.",
-        "Attack with a margin loss, more steps and restarts.",
-    ),
-    "more_steps": Check(
-        "not converged",
-        "Twice as many steps fool noticeably more samples.",
-        "Raise the number of steps until the accuracy stands still.",
-    ),
-    "surrogate_gap": Check(
-        "the surrogate is not the codec",
-        "Accuracy on the differentiable stand-in and on the real defense differ by more than five points.",
-        "Judge on the real defense only (this tool does); improve the surrogate.",
-    ),
-}
-"""The words of every known check; ``check_words`` finds those of a name that is not here."""
+
+def is_upper_bound(note: str) -> bool:
+    """Whether a row's note says that only generic backward rules were tried."""
+    return "upper bound" in note.split("; ")
+
+
+def check_names() -> list[str]:
+    """Every note that a number may bear, in the order of footnotes: the upper bound, then the checks."""
+    return [UPPER_BOUND, *CHECKS]
 
 
 def check_words(name: str) -> Check:
-    """The words of a check; an unknown one is said to be raised, under its own name."""
-    known = CHECKS.get(name)
-    if known:
-        return known
-    title = name.replace("_", " ")
-    return Check(title, f"The check '{name}' was raised.", "See the documentation of that check.")
+    """The words of a check, which are its module's; an unknown one is said to be raised, under its own name."""
+    if name == UPPER_BOUND:
+        return _UPPER_BOUND
+    module = CHECKS.get(name)
+    if module is None:
+        title = name.replace("_", " ")
+        return Check(title, f"The check '{name}' was raised.", "See the documentation of that check.")
+    return Check(module.TITLE, module.MEANS, module.REMEDY, module.THRESHOLD)
 
 
 def percent(value: Any, decimals: int = 1) -> str:

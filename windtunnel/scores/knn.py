@@ -71,13 +71,16 @@ class Knn(Score):
         best = np.full((len(queries), wanted), -np.inf)
         for first in range(0, len(bank), BANK_AT_ONCE):
             part = unit(bank[first : first + BANK_AT_ONCE]).T
-            numbers = np.arange(first, first + part.shape[1])
             for start in range(0, len(queries), QUERIES_AT_ONCE):
                 rows = slice(start, start + QUERIES_AT_ONCE)
-                similar = np.nan_to_num(unit(queries[rows]) @ part, nan=-np.inf)
-                merged = np.concatenate([best[rows], similar], axis=1)
-                index = np.concatenate([places[rows], np.broadcast_to(numbers, similar.shape)], axis=1)
-                top = np.argpartition(-merged, wanted - 1, axis=1)[:, :wanted]
-                best[rows] = np.take_along_axis(merged, top, axis=1)
-                places[rows] = np.take_along_axis(index, top, axis=1)
+                similar = unit(queries[rows]) @ part
+                # the block's best first, so that the sorting below is of a few columns only; NaN sorts as largest, and
+                # whatever rows it picks, the distance of that query is NaN
+                kept = min(wanted, part.shape[1])
+                top = np.argpartition(similar, part.shape[1] - kept, axis=1)[:, part.shape[1] - kept :]
+                merged = np.concatenate([best[rows], np.take_along_axis(similar, top, axis=1)], axis=1)
+                index = np.concatenate([places[rows], top + first], axis=1)
+                chosen = np.argpartition(merged, kept, axis=1)[:, kept:]
+                best[rows] = np.take_along_axis(merged, chosen, axis=1)
+                places[rows] = np.take_along_axis(index, chosen, axis=1)
         return places

@@ -84,15 +84,19 @@ def _fit(plan: Plan, model: str) -> tuple[Head | None, dict[str, tuple[Score, St
     fitted: dict[str, tuple[Score, State]] = {}
     for name in plan.run.scores:
         entry, card, settings = plan.catalogue.score(name)
-        if card.constants.get("needs_temperature", False) and head.temperature_weight is None:
-            continue
         method: Score = registry.load("score", entry.method, plan.catalogue.base)(**settings)
-        if card.constants.get("needs_fit", False):
-            if train is None:
-                raise store.StoreError(f"score '{name}' needs the split '{plan.run.fit_on}' of the model's data set to be fitted on")
-            fitted[name] = (method, method.fit(train, head))
-        else:
+        if not method.applies_to(head):
+            continue
+        if not card.constants.get("needs_fit", False):
             fitted[name] = (method, {})
+            continue
+        if train is None:
+            log.warning("score '%s' is null: the split '%s' of %s was not observed", name, plan.run.fit_on, model)
+            continue
+        try:
+            fitted[name] = (method, method.fit(train, head))
+        except ValueError as error:
+            log.warning("score '%s' is null for %s: it cannot be fitted (%s)", name, model, error)
     return head, fitted
 
 

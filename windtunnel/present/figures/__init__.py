@@ -16,18 +16,18 @@ from windtunnel.present.figures.roc import roc
 from windtunnel.present.figures.score_histograms import score_histograms
 from windtunnel.present.figures.sequential_jpeg import sequential_jpeg
 from windtunnel.present.figures.transfer import transfer
+from windtunnel.present.names import FIGURE_NAMES
 
-FIGURES = (
-    "sequential_jpeg", "accuracy_against_epsilon", "rate_accuracy", "gallery", "score_histograms", "roc", "ood_defended",
-    "reliability", "transfer",
-)  # fmt: skip
+FIGURES = FIGURE_NAMES
 """Names of all figures in the order of the report: what ``present_figures`` declares as output."""
 
 
 def all_figures(
     samples: pd.DataFrame, metrics: pd.DataFrame, cells: pd.DataFrame, pictures: Sequence[Picture] = ()
 ) -> dict[str, Figure]:
-    """Every figure by name. One whose rows this run lacks says so in words, so that no declared file is ever missing."""
+    """Every figure by name. One whose rows this run lacks says so in words, so that no declared file is ever
+    missing.
+    """
     made = {
         "sequential_jpeg": sequential_jpeg(metrics, cells),
         "accuracy_against_epsilon": accuracy_against_epsilon(metrics, cells),

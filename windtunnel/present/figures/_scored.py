@@ -15,7 +15,9 @@ DEFAULT_SCORES = ("msp", "energy", "abet")
 
 @dataclass(frozen=True)
 class Group:
-    """Samples of one role: ``values`` [N] of a score and ``weights`` [N] that give every set of the role the same say."""
+    """Samples of one role: ``values`` [N] of a score and ``weights`` [N] that give every set of the role the same
+    say.
+    """
 
     values: np.ndarray
     weights: np.ndarray
@@ -53,14 +55,14 @@ class Scored:
 def scored(samples: pd.DataFrame, wanted: tuple[str, ...] = DEFAULT_SCORES, model: str | None = None) -> Scored | None:
     """The model to draw: the wanted one, else that with most of the wanted scores (lowest seed, then by name); or None.
 
-    The attacked set is the best iterate of a ``full``, bare attack on that model, at the largest linf budget up to 8/255:
-    ``search`` images would sit just over the boundary and flatter every score.
+    The attacked set is the best iterate of a ``full``, bare attack on that model, at the largest linf budget up to
+    8/255: ``search`` images would sit just over the boundary and flatter every score.
     """
     columns = [c for c in (score_column(s) for s in wanted) if c in samples.columns]
     if not columns or samples.empty:
         return None
-    keep = ["dataset", "split", "role", "shift", "model", "model_seed", "source_model", "attack", "threat", "mode", "iterate",
-            "attack_defense", "defense", "cell_id"]  # fmt: skip
+    keep = ["dataset", "split", "role", "shift", "model", "model_seed", "source_model", "attack", "threat", "mode",
+    "iterate", "attack_defense", "defense", "cell_id"]  # fmt: skip
     rows = tidy(samples[[*keep, *columns]])
     rows = only(rows, defense="none", attack_defense=("none", ""), shift=UNWARPED)
     clean = only(rows, attack=CLEAN, role=("id", "near_ood", "far_ood"))

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from windtunnel.present import style, words
-from windtunnel.present.select import absent, attacked_rows, clean_rows, full_name, only, robust_rows, tidy
+from windtunnel.present.select import absent, attacked_rows, clean_rows, full_name, only, tidy, worst_rows
 
 TITLE = "Accuracy against the attack's budget"
 NOISE = ("noise", "sign-noise", "sign_noise")
-NORMS = {"linf": "L∞ budget (of 255)", "l2": "L2 budget"}
+NORMS = {"linf": "L∞ budget (of 255), square-root axis", "l2": "L2 budget, square-root axis"}
 
 
 @style.styled
 def accuracy_against_epsilon(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figure:
-    """One panel per norm, one line per model: ``robust_accuracy`` against ``bare``, with 95 % bands; dotted: sign noise.
+    """One panel per norm, one line per model: ``robust_accuracy`` of the undefended model, with 95 % bands; dotted:
+    sign noise.
 
     The point at budget 0 is clean accuracy. Noise of the same size shows how much of the fall is the attack's doing.
     """
     metrics, cells = tidy(metrics), tidy(cells)
-    worst = only(robust_rows(metrics, "bare"), defense=("none", ""))
+    worst = worst_rows(metrics)
     worst = worst.assign(norm=[t.partition("-")[0] for t in worst["threat"]])
     noise = only(attacked_rows(metrics), attack=NOISE, defense="none")
     noise = noise.assign(norm=[t.partition("-")[0] for t in noise["threat"]])
@@ -58,6 +60,7 @@ def accuracy_against_epsilon(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figu
             counts.update(int(n) for n in line["n"][line["eps"] > 0].dropna())
         axes.set_xlabel(NORMS.get(norm, norm))
         budgets = sorted({round(float(e) * (255 if norm == "linf" else 1), 6) for e in part["eps"]})
+        axes.set_xscale("function", functions=(_root, _square))
         axes.set_xticks([0, *budgets], [f"{b:g}" for b in [0, *budgets]])
         if axes is panels[0]:
             style.percent_axis(axes)
@@ -72,13 +75,24 @@ def accuracy_against_epsilon(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figu
     style.heading(
         figure,
         "Undefended models: accuracy falls with the attack's budget" if _falls(worst) else TITLE,
-        f"Share of samples correct clean and under every attack of the run ({', '.join(attacks)}); {n}, bands: 95 % intervals.",
+        f"Share of samples correct clean and under every attack of the run ({', '.join(attacks)}); {n}, 95 % bands.",
     )
     return figure
 
 
+def _root(x: np.ndarray) -> np.ndarray:
+    """Square root that keeps the margin left of zero: small budgets are where models differ."""
+    return np.sign(x) * np.sqrt(np.abs(x))
+
+
+def _square(x: np.ndarray) -> np.ndarray:
+    return np.sign(x) * np.square(x)
+
+
 def _falls(worst: pd.DataFrame) -> bool:
-    """Whether the title's statement holds: for every line with two budgets or more the largest leaves less than the smallest."""
+    """Whether the title's statement holds: for every line with two budgets or more the largest leaves less than the
+    smallest.
+    """
     lines = [
         p.sort_values("eps")["value"].to_numpy() for _, p in worst.groupby(["dataset", "model", "model_seed", "norm"])
     ]

@@ -19,9 +19,9 @@ MAX_ROWS = 6
 class Picture:
     """One sample in its three versions. Images are [H, W, 3] in [0, 1] as stored; predictions are words.
 
-    ``defended`` is the defended *adversarial* image, None where there is none. ``label`` is the true class; ``*_pred`` and
-    ``*_conf`` what the model said of each version. ``left`` says what the row shows (model, attack, threat, defense);
-    ``under`` is a further line under the adversarial image, such as its distance.
+    ``defended`` is the defended *adversarial* image, None where there is none. ``label`` is the true class; ``*_pred``
+    and ``*_conf`` what the model said of each version. ``left`` says what the row shows (model, attack, threat,
+    defense); ``under`` is a further line under the adversarial image, such as its distance.
     """
 
     clean: np.ndarray
@@ -43,15 +43,15 @@ class Picture:
 def gallery(pictures: Sequence[Picture], *, enlarge: float | None = None) -> Figure:
     """A row per sample: clean, adversarial, defended, and ``0.5 + k (adversarial - clean)``.
 
-    ``enlarge`` is k; by default the largest whole number with which no drawn perturbation is clipped, the same for all rows.
-    Pixels are drawn as they are, without smoothing.
+    ``enlarge`` is k; by default the largest whole number with which no drawn perturbation is clipped, the same for all
+    rows. Pixels are drawn as they are, without smoothing.
     """
     shown = list(pictures)[:MAX_ROWS]
     if not shown:
         return style.not_in_this_run(TITLE, "no fully driven attack whose images could be shown")
     peak = max(float(np.abs(p.adversarial - p.clean).max()) for p in shown)
     k = enlarge if enlarge is not None else max(1.0, float(np.floor(0.5 / peak + 1e-6))) if peak > 0 else 1.0
-    figure = style.new_figure(width=style.WIDTH, height=0.75 + 2.05 * len(shown))
+    figure = style.new_figure(width=style.WIDTH, height=0.7 + 1.95 * len(shown))
     grid = figure.subplots(len(shown), 4, squeeze=False)
     for axes, title in zip(grid[0], ("clean", "adversarial", "defended", f"perturbation × {k:g}"), strict=True):
         axes.set_title(title, loc="center", fontsize=9)
@@ -69,7 +69,8 @@ def gallery(pictures: Sequence[Picture], *, enlarge: float | None = None) -> Fig
     style.heading(
         figure,
         "What the model saw: clean, adversarial, defended",
-        "Under each image: what the model said and how sure it was; red is wrong. Images as stored; examples, not a measurement.",
+        "Under each image: what the model said and how sure it was; red is wrong. Images as stored; examples, not a "
+        "measurement.",
     )
     return figure
 
@@ -94,8 +95,8 @@ def _image(axes: Axes, image: np.ndarray, said: tuple[str, str], under: str = ""
         fontweight="bold",
     )
     if under:
-        axes.text(0.5, -0.04 if not said[0] else -0.17, under, color=style.MUTED, transform=axes.transAxes, ha="center", va="top",
-                  fontsize=7)  # fmt: skip
+        axes.text(0.5, -0.04 if not said[0] else -0.17, under, color=style.MUTED, transform=axes.transAxes,
+        ha="center", va="top", fontsize=7)  # fmt: skip
 
 
 def _nothing(axes: Axes) -> None:

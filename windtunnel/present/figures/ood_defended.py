@@ -48,9 +48,9 @@ def ood_defended(metrics: pd.DataFrame) -> Figure:
                     if not absent(row["n_id"]) and not absent(row["n_ood"]):
                         counts.add((int(row["n_id"]), int(row["n_ood"])))
             seaborn.heatmap(
-                values, ax=axes, annot=texts, fmt="", cmap="cividis", vmin=0.5, vmax=1.0, cbar=False, linewidths=1, square=False,
-                annot_kws={"fontsize": 6.5 if len(defenses) > 4 else 7.5}, xticklabels=defenses,
-                yticklabels=[words.score(s) for s in names] if axes is line[0] else False,
+                values, ax=axes, annot=texts, fmt="", cmap=style.SEQUENTIAL, vmin=0.5, vmax=1.0, cbar=False,
+                linewidths=1, square=False, annot_kws={"fontsize": 6.5 if len(defenses) > 4 else 7.5},
+                xticklabels=defenses, yticklabels=[words.score(s) for s in names] if axes is line[0] else False,
             )  # fmt: skip
             axes.tick_params(length=0)
             axes.grid(False)

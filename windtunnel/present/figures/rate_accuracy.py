@@ -12,7 +12,6 @@ from windtunnel.present import style, words
 from windtunnel.present.select import (
     PLACE,
     absent,
-    attacked_rows,
     clean_rows,
     first,
     full_name,
@@ -20,10 +19,11 @@ from windtunnel.present.select import (
     robust_rows,
     threat_order,
     tidy,
+    worst_rows,
 )
 
 TITLE = "Rate against accuracy"
-KINDS = {"clean": "clean", "unaware": "attack that ignores the codec", "through": "best attack through it"}
+KINDS = {"clean": "clean", "unaware": "unaware attack", "through": "best attack through it"}
 MAX_ROWS = 3
 
 
@@ -32,8 +32,8 @@ def rate_accuracy(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     """Payload bits per pixel (log) against clean, unaware and through accuracy; codec families are connected.
 
     A row of panels per image set and model that was judged behind at least two codec settings, those with most settings
-    first. Payload leaves out the bytes that a constant image costs at the same settings: at 32 x 32 the header would drown
-    the picture. The threat is the one under which most codecs were attacked. Dotted: the model without a defense.
+    first. Payload leaves out the bytes that a constant image costs at the same settings: at 32 x 32 the header would
+    drown the picture. The threat is the one under which most codecs were attacked. Dotted: the model without a defense.
     """
     metrics, cells = tidy(metrics), tidy(cells)
     rates = clean_rows(metrics, "bpp_payload")
@@ -45,6 +45,7 @@ def rate_accuracy(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     figure = style.new_figure(height=0.85 + 2.45 * len(places))
     panels = figure.subplots(len(places), len(KINDS), sharex="row", sharey=True, squeeze=False)
     families: set[str] = set()
+    budgets: set[str] = set()
     for row_of_axes, place in zip(panels, places, strict=True):
         rate = {r["defense"]: r["value"] for _, r in only(rates, **place).iterrows()}
         budget = _threat(metrics, place, rate)
@@ -62,16 +63,18 @@ def rate_accuracy(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figure:
             )
             axes.set_title(KINDS[kind] + size, fontsize=8.5)
             axes.set_xlabel("payload bits per pixel")
-        name = f"{full_name(place['model'], place['model_seed'])}\n{words.image_set(place['dataset'], place['split'])}"
-        row_of_axes[0].set_ylabel(
-            f"{name}\naccuracy" + (f"\nattack: {words.threat(budget)}" if budget else ""), fontsize=8
+        name = (
+            f"{full_name(place['model'], place['model_seed'])} on {words.image_set(place['dataset'], place['split'])}"
         )
+        row_of_axes[0].set_ylabel(f"{name}\naccuracy", fontsize=8)
+        budgets.update([words.threat(budget)] if budget else [])
     style.percent_axis(panels[0][0])
     _legend(figure, families)
     style.heading(
         figure,
         "Codecs as defenses: what a bit buys, clean and under attack",
-        "One point per setting, 95 % intervals; dotted: the same model without a defense (under 'through' the bare attack).",
+        (f"Attacks at {', '.join(sorted(budgets))}. " if budgets else "")
+        + "One point per setting, 95 % intervals; dotted: the same model without a defense.",
     )
     return figure
 
@@ -106,37 +109,29 @@ def _values(
 def _undefended(metrics: pd.DataFrame, kind: str, place: dict[str, Any], budget: str) -> pd.Series | None:
     if kind == "clean":
         return first(clean_rows(metrics), **place, defense="none")
-    row = first(only(robust_rows(metrics, "bare"), defense=("none", "")), **place, threat=budget)
-    if row is None:
-        rows = only(attacked_rows(metrics), attack_defense=("none", ""), defense="none", threat=budget)
-        return first(rows, **place)
-    return row
+    return first(worst_rows(metrics), **place, threat=budget)
 
 
 def _panel(axes: Axes, rate: dict[str, float], found: dict[str, pd.Series]) -> set[str]:
     families: dict[str, list[str]] = {}
     for name in found:
         families.setdefault(style.defense_family(name), []).append(name)
-    for family, names in sorted(families.items()):
+    for place, (family, names) in enumerate(sorted(families.items())):
         names.sort(key=lambda d: rate[d])
         x, y = [rate[d] for d in names], [float(found[d]["value"]) for d in names]
         axes.plot(x, y, color=style.defense_colour(family), lw=1.2, zorder=2)
         for xi, yi, name in zip(x, y, names, strict=True):
             low, high = found[name]["ci_low"], found[name]["ci_high"]
             error = None if absent(low) or absent(high) else [[max(0.0, yi - low)], [max(0.0, high - yi)]]
-            bound = "upper bound" in found[name]["note"]
+            bound = words.is_upper_bound(found[name]["note"])
             axes.errorbar(
                 xi, yi, error, color=style.defense_colour(family), marker=style.defense_marker(name), ms=5,
                 mfc="white" if bound else style.defense_colour(family), elinewidth=0.8, zorder=3,
             )  # fmt: skip
             axes.annotate(
-                name.partition("-")[2],
-                (xi, yi),
-                xytext=(4, 3),
-                textcoords="offset points",
-                fontsize=6.5,
-                color=style.MUTED,
-            )
+                name.partition("-")[2], (xi, yi), xytext=(4, 3 if place % 2 == 0 else -8), textcoords="offset points",
+                fontsize=6.5, color=style.defense_colour(family),
+            )  # fmt: skip
     axes.set_xscale("log")
     _log_ticks(axes)
     return set(families)

@@ -51,7 +51,16 @@ def reliability(samples: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
             low = beta.ppf(0.025, k, n - k + 1) if k else 0.0
             high = beta.ppf(0.975, k + 1, n - k) if k < n else 1.0
             top.plot([conf[inside].mean()] * 2, [low, high], color=colours[place["model"]], lw=0.9, alpha=0.7, zorder=2)
-            top.plot(conf[inside].mean(), k / n, "o", color=colours[place["model"]], mec="white", ms=5.5, zorder=3)
+            top.plot(
+                conf[inside].mean(),
+                k / n,
+                "o",
+                color=colours[place["model"]],
+                mec="white",
+                ms=5.5,
+                zorder=3,
+                clip_on=False,
+            )
         bottom.stairs(np.bincount(where, minlength=BINS), edges, fill=True, color=colours[place["model"]], alpha=0.55)
         top.set_title(f"{full_name(place['model'], part['model_seed'].iloc[0])} (n = {len(part)})", fontsize=8.5)
         top.text(

@@ -21,8 +21,9 @@ def roc(
 ) -> Figure:
     """Panels near and far, one curve per score; every set of a panel weighs the same, so the area is the mean AUROC.
 
-    The circle lies where 95 % of ID images are accepted (FPR95 with ID positive is 1 minus its height), the square where
-    95 % of OOD images are flagged (FPR95 with OOD positive is its abscissa, of the sets pooled with equal weight).
+    The circle lies where 95 % of ID images are accepted (FPR95 with ID positive is 1 minus its height), the square
+    where 95 % of OOD images are flagged (FPR95 with OOD positive is its abscissa, of the sets pooled with equal
+    weight).
     """
     metrics = tidy(metrics)
     found = scored(samples, scores, model)
@@ -45,7 +46,9 @@ def roc(
             axes.plot(*_ood_point(x, y), "s", ms=6, color=colours[score], mec="white", zorder=5)
             area = _area(metrics, found.model, found.seed, role, score, float(np.trapezoid(y, x)))
             handles.append(Line2D([], [], color=colours[score], label=f"{words.score(score)}: AUROC {area}"))
-        axes.legend(handles=handles, loc="lower right", handlelength=1.4)
+        axes.legend(
+            handles=handles, loc="lower right", handlelength=1.4, frameon=True, edgecolor="none", framealpha=0.9
+        )
         sizes = found.group(role, found.scores[0])
         axes.set_title(f"{ROLES[role]}: {', '.join(sizes.sets)} (n = {len(sizes.values)})", fontsize=8.5)
         axes.set_aspect("equal")

@@ -19,7 +19,8 @@ BINS = 40
 def score_histograms(
     samples: pd.DataFrame, metrics: pd.DataFrame, scores: tuple[str, ...] = DEFAULT_SCORES, model: str | None = None
 ) -> Figure:
-    """One panel per score: histograms by role, every set of a role weighing the same; the line is the ID 95 % threshold.
+    """One panel per score: histograms by role, every set of a role weighing the same; the line is the ID 95 %
+    threshold.
 
     The axis covers the central 99 % of all drawn values; what lies beyond is counted in the outermost bins.
     """

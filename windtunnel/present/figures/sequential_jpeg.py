@@ -20,9 +20,10 @@ SAME_AT_ONE = ("surrogate-n", "surrogate-1")
 def sequential_jpeg(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     """Accuracy under an attack through a repeated codec against the number of rounds; a line per backward rule.
 
-    Of all series in the run the one with most rounds (then most rules) is drawn. Solid is the best iterate, dashed the last;
-    bands are 95 % intervals of the best iterate; a ring marks points whose cell raised a check. With one round the surrogate
-    through all rounds *is* the surrogate through one: that cell, stored once, is the first point of both lines.
+    Of all series in the run the one with most rounds (then most rules) is drawn. Solid is the best iterate, dashed the
+    last; bands are 95 % intervals of the best iterate; a ring marks points whose cell raised a check. With one round
+    the surrogate through all rounds *is* the surrogate through one: that cell, stored once, is the first point of both
+    lines.
     """
     metrics, cells = tidy(metrics), tidy(cells)
     rows = attacked_rows(metrics)
@@ -80,7 +81,7 @@ def sequential_jpeg(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figure:
         _statement(last, str(chosen["base"]), ticks[-1]),
         f"{full_name(chosen['model'], chosen['model_seed'])} on {words.image_set(chosen['dataset'], chosen['split'])}, "
         f"{words.attack(chosen['attack'])} at {words.threat(chosen['threat'])} through the defense, by backward rule; "
-        f"n = {n}, bands: 95 % intervals.",
+        f"n = {n}, 95 % bands.",
         _flag_note(flagged),
     )
     return figure
@@ -146,11 +147,15 @@ def _statement(last: pd.DataFrame, base: str, rounds: int) -> str:
     name = words.defense(f"{base}-x{rounds}" if rounds > 1 else base)
     if last["through"].nunique() < 2 or high - low < 0.005:
         return f"{name}: {100 * high:.0f} % accuracy under attack through it"
-    return f"{name}: {100 * low:.0f} % or {100 * high:.0f} % accuracy under one attack, depending on its backward rule"
+    return f"{name}: {100 * low:.0f} % or {100 * high:.0f} % accuracy under one attack, by backward rule"
 
 
 def _flag_note(flagged: set[str]) -> str:
     if not flagged:
         return ""
-    titles = [words.check_words(n).title for n in [*words.CHECKS, *sorted(flagged)] if n in flagged]
+    titles = [_lower(words.check_words(n).title) for n in [*words.check_names(), *sorted(flagged)] if n in flagged]
     return "Checks raised at the ringed points: " + "; ".join(dict.fromkeys(titles)) + "."
+
+
+def _lower(title: str) -> str:
+    return title[:1].lower() + title[1:]

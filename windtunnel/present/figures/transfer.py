@@ -38,8 +38,8 @@ def transfer(metrics: pd.DataFrame) -> Figure:
         return style.not_in_this_run(TITLE, "no model was judged on images made on another")
     keys = ["dataset", "split", "attack", "threat"]
     sizes = moved.groupby(keys).size().to_dict()
-    chosen = dict(zip(keys, min(sizes, key=lambda k: (-sizes[k], tuple(-x if isinstance(x, float) else x for x in threat_order(k[3])), k)),
-                      strict=True))  # fmt: skip
+    chosen = dict(zip(keys, min(sizes, key=lambda k: (-sizes[k], tuple(-x if isinstance(x, float) else x for x in
+    threat_order(k[3])), k)), strict=True))  # fmt: skip
     rows = by_iterate(only(rows, **chosen))
     rows = rows.assign(target=[full_name(m, s) for m, s in zip(rows["model"], rows["model_seed"], strict=True)])
     moved = rows[is_transfer(rows)]
@@ -53,10 +53,10 @@ def transfer(metrics: pd.DataFrame) -> Figure:
             if row is not None:
                 values[i, j] = row["value"]
                 texts[i, j] = f"{100 * row['value']:.0f}\n[{100 * row['ci_low']:.0f}, {100 * row['ci_high']:.0f}]"
-    figure = style.new_figure(width=min(style.WIDTH, 2.9 + 1.05 * len(targets)), height=1.35 + 0.55 * len(sources))
+    figure = style.new_figure(width=min(style.WIDTH, 3.4 + 0.95 * len(targets)), height=1.35 + 0.55 * len(sources))
     axes = figure.subplots()
-    seaborn.heatmap(values, ax=axes, annot=texts, fmt="", cmap="cividis", vmin=0, vmax=1, cbar=False, linewidths=1,
-                    xticklabels=targets, yticklabels=sources, annot_kws={"fontsize": 7.5})  # fmt: skip
+    seaborn.heatmap(values, ax=axes, annot=texts, fmt="", cmap=style.SEQUENTIAL, vmin=0, vmax=1, cbar=False,
+    linewidths=1, xticklabels=targets, yticklabels=sources, annot_kws={"fontsize": 7.5})  # fmt: skip
     axes.tick_params(length=0)
     axes.grid(False)
     axes.set_xlabel("judged model")
@@ -66,7 +66,7 @@ def transfer(metrics: pd.DataFrame) -> Figure:
     style.heading(
         figure,
         "Accuracy on images made on another model (%)",
-        f"{words.image_set(chosen['dataset'], chosen['split'])}, {words.attack(chosen['attack'])} at {words.threat(chosen['threat'])}, "
-        f"driven to its end; n = {int(rows['n'].min())}; 95 % intervals.",
+        f"{words.image_set(chosen['dataset'], chosen['split'])}, {words.attack(chosen['attack'])} at "
+        f"{words.threat(chosen['threat'])}, driven to its end; n = {int(rows['n'].min())}; 95 % intervals.",
     )
     return figure

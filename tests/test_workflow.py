@@ -1,0 +1,285 @@
+"""The workflow as a user sees it: one tiny run, then what a second run, a new defense, a new score and a kill do to it."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from workflow import Run, planned_rules, tiny
+
+import windtunnel
+from windtunnel import store
+from windtunnel.present.names import FIGURE_NAMES, TABLE_NAMES
+
+pytestmark = pytest.mark.workflow
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One complete tiny run; tests that change it take a copy."""
+    run = Run(tmp_path_factory.mktemp("finished") / "run").configure(tiny())
+    run.snakemake()
+    return run
+
+
+@pytest.fixture
+def copied(finished: Run, tmp_path: Path) -> Run:
+    """A copy of the finished run, times kept."""
+    shutil.copytree(finished.folder, tmp_path / "run", symlinks=True)
+    return Run(tmp_path / "run")
+
+
+def test_a_run_leaves_what_the_documentation_promises(finished: Run) -> None:
+    for name in FIGURE_NAMES:
+        assert (finished.folder / f"results/figures/{name}.svg").stat().st_size > 1000
+        assert (finished.folder / f"results/figures/{name}.png").read_bytes()[:4] == b"\x89PNG"
+    for name in TABLE_NAMES:
+        for form in ("md", "csv", "tex", "html"):
+            assert (finished.folder / f"results/tables/printed/{name}.{form}").is_file()
+    report = (finished.folder / "results/report.html").read_text()
+    assert "sequential_jpeg" in report
+    assert 'src="http' not in report
+    assert (finished.folder / "results/verdict.ok").read_text() == "ok\n"
+    for rule in ("attack", "observe", "score", "purify_shared", "images_build", "model_provide"):
+        assert list((finished.folder / f"results/logs/{rule}").glob("**/*.log")), rule
+        assert list((finished.folder / f"results/benchmarks/{rule}").glob("**/*.tsv")), rule
+
+
+def test_the_tables_hold_together(finished: Run) -> None:
+    samples = windtunnel.load(finished.folder / "results")
+    cells = windtunnel.load(finished.folder / "results", "cells").set_index("cell_id")
+    metrics = windtunnel.load(finished.folder / "results", "metrics")
+    assert list(samples.columns) == store.samples_schema(tiny()["scores"]).names
+    assert set(samples["cell_id"]) == set(cells.index)
+    assert (samples.groupby("cell_id").size() == cells["n"]).all()
+    assert (samples["status"] == "ok").all()
+    assert set(cells["status"]) == {"ok"}
+    # accuracy is the mean of the samples it is said to be
+    accuracy = metrics[(metrics["metric"] == "accuracy") & metrics["cell_id"].notna()].set_index("cell_id")["value"]
+    labelled = samples[samples["label"].notna()]
+    recomputed = labelled.groupby("cell_id")["correct"].apply(lambda c: c.astype(float).mean())
+    assert (accuracy - recomputed.loc[accuracy.index]).abs().max() < 1e-12
+    assert len(accuracy) == labelled["cell_id"].nunique()
+    # every attacked image, as stored, lies in its ball
+    attacked = samples[samples["attack"] != "none"]
+    assert (attacked["linf"] <= attacked["eps"] + 1e-7).all()
+    # scores only where they apply
+    assert samples.loc[samples["model"] == "digits-cnn", "score_abet"].isna().all()
+    assert samples.loc[(samples["model"] == "digits-abet"), "score_abet"].notna().all()
+    # a robust accuracy is at most that of each member on the same samples
+    robust = metrics[metrics["metric"] == "robust_accuracy"]
+    assert len(robust)
+    for row in robust.itertuples():
+        for member in row.members:
+            rows = samples[samples["cell_id"] == member]
+            assert row.n <= len(rows)
+    assert (robust["ci_low"] <= robust["value"] + 1e-12).all()
+    assert (robust["value"] <= robust["ci_high"] + 1e-12).all()
+
+
+def test_the_science_shows(finished: Run) -> None:
+    """Loose on purpose (32 images): an undefended model falls, noise does not fool it, JPEG recovers part of an unaware attack."""
+    samples = windtunnel.load(finished.folder / "results")
+    samples = samples[(samples["model"] == "digits-cnn") & (samples["split"] == "test")]
+
+    def accuracy(**wanted: str) -> float:
+        rows = samples
+        for column, value in wanted.items():
+            rows = rows[rows[column] == value]
+        assert len(rows), wanted
+        return float(rows["correct"].astype(float).mean())
+
+    clean = accuracy(attack="none", defense="none", shift="none")
+    assert clean > 0.85
+    fooled = accuracy(attack="pgd20", threat="linf-8", defense="none", mode="full", attack_defense="none")
+    assert fooled < 0.15
+    assert accuracy(attack="sign-noise", threat="linf-8", defense="none") > clean - 0.15
+    unaware = accuracy(attack="pgd20", threat="linf-8", defense="jpeg-50", attack_defense="none")
+    assert unaware > fooled + 0.15
+    assert accuracy(attack="pgd20", threat="linf-8", through="surrogate-1", iterate="best") < unaware - 0.1
+
+
+def test_a_second_run_does_nothing(finished: Run) -> None:
+    before = finished.data()
+    out = finished.snakemake("all")
+    assert "Nothing to be done" in out
+    assert finished.data() == before
+
+
+def test_the_same_bytes_on_one_core(finished: Run, tmp_path: Path) -> None:
+    other = Run(tmp_path / "one").configure(tiny())
+    other.snakemake("tables", cores=1)
+    assert other.data() == finished.data()
+
+
+def test_adding_a_defense_computes_only_its_parts(copied: Run) -> None:
+    before = copied.parts()
+    config = tiny()
+    config["blocks"][0]["defenses"].append("jpeg-75")
+    config["blocks"][3]["defenses"].append("median-3")
+    copied.configure(config).snakemake("tables")
+    after = copied.parts()
+    assert all(after.get(path) == stamp for path, stamp in before.items())
+    new = sorted(set(after) - set(before))
+    # jpeg-75: one purified set, seen clean by two models; median-3: two attacks behind it
+    assert len([p for p in new if "/defended/" in p]) == 1
+    assert len([p for p in new if "/attacked/" in p]) == 0
+    assert len([p for p in new if "/observed/" in p]) == 4
+
+
+def test_adding_a_score_runs_no_model(copied: Run) -> None:
+    before = copied.parts()
+    config = tiny()
+    config["scores"].append("maxlogit")
+    copied.configure(config)
+    planned = planned_rules(copied.snakemake("--dry-run"))
+    assert "score" in planned
+    assert not planned & {"attack", "observe", "purify_shared", "images_build", "model_provide"}
+    copied.snakemake("scores")
+    assert copied.parts() == before
+    samples = windtunnel.load(copied.folder / "results")
+    assert samples.loc[samples["model"] == "digits-abet", "score_maxlogit"].notna().all()
+
+
+def test_methods_of_the_users_own(copied: Run) -> None:
+    """One file, one catalogue entry each, in the user's folder."""
+    folder = copied.folder / "mine"
+    folder.mkdir()
+    (folder / "upward.py").write_text(
+        '"""Add eps to every pixel: a one-step attack that asks for nothing."""\n'
+        "from dataclasses import dataclass\nfrom typing import ClassVar\n"
+        "from windtunnel.attacks.base import Attack\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Upward(Attack):\n"
+        '    """Brighter by the whole budget."""\n\n'
+        '    norms: ClassVar[tuple[str, ...]] = ("linf",)\n    uses_gradient: ClassVar[bool] = False\n    share: float = 1.0\n\n'
+        "    @property\n    def max_steps(self):\n        return 1\n\n"
+        '    def init(self, x0, y, eps, norm, generators, query):\n        return {"x": x0}\n\n'
+        "    def step(self, rows, norm, generators, query):\n"
+        '        moved = rows["x0"] + self.share * rows["eps"].view(-1, 1, 1, 1)\n'
+        '        return {**rows, "x": moved.clamp(0, 1)}\n'
+    )
+    (folder / "mirror.py").write_text(
+        '"""Swap left and right."""\n'
+        "from dataclasses import dataclass\n"
+        "from windtunnel.defenses.base import Defense, Purified\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Mirror(Defense):\n"
+        '    """A mirrored image."""\n\n'
+        "    def purify(self, images):\n        return Purified(images[..., ::-1].copy())\n"
+    )
+    (folder / "size.py").write_text(
+        '"""Length of the features."""\n'
+        "from dataclasses import dataclass\nfrom typing import ClassVar\n"
+        "import numpy as np\nfrom windtunnel.scores.base import Score\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Size(Score):\n"
+        '    """Minus the norm of the features."""\n\n'
+        "    needs_features: ClassVar[bool] = True\n\n"
+        "    def score(self, observations, state, head):\n"
+        "        return -np.linalg.norm(observations.features.astype(np.float64), axis=1)\n"
+    )
+    config = tiny()
+    config["catalogue"] = {
+        "attacks": {"upward": {"method": "mine/upward.py", "settings": {"share": 0.5}}},
+        "defenses": {"mirror": {"method": "mine/mirror.py"}},
+        "scores": {"size": {"method": "mine/size.py"}},
+    }
+    config["scores"].append("size")
+    config["blocks"][0]["defenses"].append("mirror")
+    config["blocks"].append(
+        {"images": "photodigits.test", "n": 16, "models": "digits-cnn", "attacks": "upward", "threats": "linf-8", "mode": "search"}
+    )
+    copied.configure(config).snakemake("tables")
+    samples = windtunnel.load(copied.folder / "results")
+    mine = samples[samples["attack"] == "upward"]
+    assert len(mine) == 16
+    assert abs(mine["linf"].max() - 4 / 255) < 1e-6
+    mirrored = samples[samples["defense"] == "mirror"]
+    assert mirrored["score_size"].notna().all()
+    assert mirrored["correct"].astype(float).mean() < 0.9
+    # an edited file is another method: its cells are made again
+    text = (folder / "mirror.py").read_text()
+    (folder / "mirror.py").write_text(text.replace("[..., ::-1]", "[..., ::-1, :]"))
+    assert "purify_shared" in planned_rules(copied.snakemake("--dry-run"))
+
+
+def test_the_bill_and_a_bad_config(copied: Run) -> None:
+    out = copied.snakemake("bill")
+    assert "gradient evaluations" in out
+    assert "jobs" in out
+    config = tiny()
+    config["scores"][0] = "mps"
+    config["blocks"][3]["threats"] = "linf-9000"
+    config["blocks"][4]["defences"] = "jpeg-50"
+    config["blocks"][5]["n"] = "many"
+    out = copied.configure(config).snakemake("--dry-run", ok=False)
+    for piece in ("run.yaml", "blocks[4].defences", "did you mean 'defenses'", "blocks[5].n"):
+        assert piece in out, piece
+    config["blocks"][4].pop("defences")
+    config["blocks"][5]["n"] = 16
+    out = copied.configure(config).snakemake("--dry-run", ok=False)
+    for piece in ("scores[0]: unknown score 'mps'; did you mean 'msp'?", "blocks[3].threats[0]: unknown threat 'linf-9000'"):
+        assert piece in out, piece
+    assert "Traceback" not in out
+
+
+def test_killed_at_random_moments_then_the_same_bytes(finished: Run, tmp_path: Path) -> None:
+    """The whole process group by SIGKILL, ten times; every start must get past the stale lock, and nothing may differ."""
+    run = Run(tmp_path / "killed").configure(tiny())
+    rng = random.Random(20261120)
+    kept: list[int] = []
+    for _ in range(10):
+        process = subprocess.Popen(
+            run.command("tables"),
+            cwd=run.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        time.sleep(rng.uniform(2.0, 6.0))  # a moment of the run, not a wait for something
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kept.append(len(run.parts()))
+    assert kept == sorted(kept), "a kill must not lose finished parts"
+    run.snakemake()
+    assert run.data() == finished.data()
+    assert not list(run.folder.glob("results/**/.*.tmp"))
+
+
+def test_two_runs_on_one_folder(copied: Run) -> None:
+    config = tiny()
+    config["blocks"][3]["attacks"].append("pgd50")
+    copied.configure(config)
+    first = subprocess.Popen(
+        copied.command("attacks"), cwd=copied.folder, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        locks = copied.folder / ".snakemake" / "locks"
+        for _ in range(600):
+            if locks.is_dir() and any(locks.glob("*.lock")):
+                break
+            time.sleep(0.05)
+        out = copied.snakemake("attacks", ok=False)
+        assert "another run (process" in out
+        assert "wait for it or stop it" in out
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+
+
+def test_a_flipped_bit_is_found_and_made_again(copied: Run) -> None:
+    before = copied.data()
+    parts = sorted(p for p in copied.parts() if "/attacked/" in p)
+    path = copied.folder / parts[0]
+    content = bytearray(path.read_bytes())
+    original = bytes(content)
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(bytes(content))
+    out = copied.snakemake("tables")
+    assert "was damaged or missing and will be made again" in out
+    assert path.read_bytes() == original
+    assert copied.data() == before

@@ -1,0 +1,195 @@
+"""The four tables: what each cell is, what every number is, what it cost. I/O around ``windtunnel.stages.summarise``."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from windtunnel import store
+from windtunnel.catalogue import NONE
+from windtunnel.checks.base import COLUMNS
+from windtunnel.metrics import detection
+from windtunnel.metrics.trivial import trivial_statistics
+from windtunnel.plan import CLEAN, Plan, Wanted, versions
+from windtunnel.stages import images as image_stage
+from windtunnel.stages import summarise
+from windtunnel.stages.attack import key_name, model_folder
+from windtunnel.stages.observe import attacked_manifest, key_columns
+
+TABLE_METADATA = {"schema_version": store.SCHEMA_VERSION}
+
+
+def write_model_metrics(plan: Plan, model: str, output: Path) -> None:
+    """Every number of one model and training seed."""
+    samples = _samples(plan, [(m, b) for m, b in plan.score_jobs if m == model], summarise.SAMPLE_COLUMNS, scores=True)
+    infos = [cell_info(plan, w) for w in plan.cells if w.cell.model == model]
+    rows = summarise.cell_metrics(samples, scores=plan.run.scores, cell_infos=infos, replicates=plan.run.replicates)
+    store.write_table(output, summarise.metrics_table(rows), TABLE_METADATA)
+
+
+def write_metrics(plan: Plan, output: Path) -> None:
+    """All models' numbers, with means over training seeds and paired tests between models."""
+    tables = [store.read_table(Path("results/metrics") / f"{m}.parquet") for m in plan.judges]
+    rows = [row for table in tables for row in table.to_pylist()]
+    store.write_table(output, summarise.metrics_table([*rows, *summarise.group_metrics(rows)]), TABLE_METADATA)
+
+
+def write_cells(plan: Plan, output: Path) -> None:
+    """One row per cell: settings, counts, checks, digests, versions, status."""
+    samples = _samples(plan, plan.score_jobs, (*COLUMNS, "eps_255"), scores=False)
+    infos = [_recorded(plan, cell_info(plan, w), w) for w in plan.cells]
+    store.write_table(output, summarise.cells_table(samples, infos), TABLE_METADATA)
+
+
+def write_costs(plan: Plan, output: Path) -> None:
+    """Seconds, memory and gradient evaluations of every part that this results folder holds."""
+    jobs: list[tuple[str, str, Path]] = []
+    jobs += [("images_build", d, Path(f"results/images/{d}/manifest.json")) for d in plan.datasets]
+    jobs += [("images_shift", s, Path(f"results/images/{s}/shifted.json")) for s in plan.shifted_sets]
+    jobs += [("purify_shared", f"{s}/{f}", Path(f"results/defended/{s}/{f}.json")) for s, f in plan.purified]
+    jobs += [("attack", f"{m}/{s}/{b}", Path(f"results/attacked/{m}/{s}/{b}.json")) for m, s, b in plan.attack_jobs]
+    jobs += [("observe", f"{m}/{b}", Path(f"results/observed/{m}/{b}.json")) for m, b in plan.observe_jobs]
+    cells = {plan.cell_id(w.cell) for w in plan.cells}
+    rows: list[dict[str, Any]] = []
+    for rule, job, manifest in jobs:
+        for key, costs in _costs_of(manifest):
+            rows.append(
+                {
+                    "rule": rule,
+                    "job": job,
+                    "part": key,
+                    "cell_id": key if key in cells else None,
+                    "wall_seconds": costs.get("wall_seconds"),
+                    "cpu_seconds": costs.get("cpu_seconds"),
+                    "gpu_seconds": costs.get("gpu_seconds"),
+                    "peak_memory_mb": costs.get("peak_memory_mb"),
+                    "gradient_evaluations": costs.get("gradient_evaluations"),
+                    "device": costs.get("device"),
+                }
+            )
+    names = [name for name, _ in store.COST_FIELDS]
+    table = store.table_from_columns({n: [r[n] for r in rows] for n in names}, store.schema(store.COST_FIELDS))
+    store.write_table(output, table, TABLE_METADATA)
+
+
+def cell_info(plan: Plan, wanted: Wanted) -> dict[str, Any]:
+    """What the plan alone knows of a cell, for summaries and checks."""
+    cell = wanted.cell
+    choice = plan.catalogue.model(cell.model)
+    defense = plan.catalogue.defense(cell.defense) if cell.defense != NONE else None
+    return {
+        **key_columns(plan, cell),
+        "own_name": choice.name,
+        "has_scores": bool(wanted.scores),
+        "fit_on": plan.run.fit_on if wanted.scores else None,
+        "rule_is_generic": defense.only_generic if defense else None,
+    }
+
+
+def _recorded(plan: Plan, info: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
+    """What the run left behind about a cell: digests, versions, how it went."""
+    cell = wanted.cell
+    observed = store.read_manifest(Path("results/observed") / cell.model / f"{wanted.batch}.json")[plan.cell_id(cell)]
+    settings = {**plan.cell_settings(cell), "n": wanted.n}
+    if cell.attack is not None:
+        settings["attack"] = plan.attack_settings(cell.attack)
+        attacked = store.read_manifest(attacked_manifest(plan, cell))[key_name(cell.attack)]
+        settings["attacked_part"] = attacked.sha256
+    return {
+        **info,
+        "config_json": store.canonical_json(settings),
+        "weights_sha256": _weights(cell.model),
+        "source_weights_sha256": _weights(cell.attack.model) if cell.attack else None,
+        "versions_json": store.canonical_json(versions()),
+        "commit": _commit(),
+        "status": observed.status,
+        "reason": observed.reason,
+    }
+
+
+@functools.cache
+def _weights(model: str) -> str:
+    return store.file_digest(model_folder(model) / "weights.safetensors")
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of the workflow's repository, null outside of one; ``+`` where its files were changed since."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def _costs_of(manifest: Path) -> list[tuple[str, dict[str, Any]]]:
+    wanted = store.read_manifest(manifest)
+    notes = [store.read_json(p) for p in sorted((store.parts_folder(manifest) / ".made").glob("*.json"))]
+    by_key = {n["key"]: n.get("costs") or {} for n in notes if n["key"] in wanted}
+    return [(key, by_key.get(key, {})) for key in wanted]
+
+
+def _samples(
+    plan: Plan, jobs: Sequence[tuple[str, str]], columns: Sequence[str], *, scores: bool
+) -> pd.DataFrame:
+    schema = store.samples_schema(plan.run.scores)
+    names = [n for n in schema.names if n in columns or (scores and n.startswith("score_"))]
+    files = [Path("results/tables/samples") / f"{m}.{b}.parquet" for m, b in sorted(jobs)]
+    return pa.concat_tables([store.read_table(f, names) for f in files]).to_pandas()
+
+
+def trivial_rows(plan: Plan) -> pd.DataFrame:
+    """What image statistics that know of no model reach as OOD scores: columns dataset, group, statistic, metric, value.
+
+    A statistic separates in one direction or the other; the better of the two is shown, which flatters it: it is the bar.
+    """
+    references = sorted({w.cell.images for w in plan.cells if w.scores and plan.set_choice(w.cell.images).role == "id"})
+    others = sorted(
+        {
+            w.cell.images
+            for w in plan.cells
+            if w.scores and w.cell.attack is None and w.cell.shift == NONE and plan.set_choice(w.cell.images).role not in ("id", "train", "fit", "validation")
+        }
+    )
+    rows: list[dict[str, Any]] = []
+    for reference in references:
+        inside = trivial_statistics(image_stage.read(plan, reference, NONE, None).images)
+        dataset = plan.set_choice(reference).dataset
+        by_role: dict[tuple[str, str, str], list[float]] = {}
+        for name in others:
+            choice = plan.set_choice(name)
+            outside = trivial_statistics(image_stage.read(plan, name, NONE, None).images)
+            if choice.dataset != dataset:
+                continue
+            for statistic in inside:
+                for metric, value in _both_directions(inside[statistic], outside[statistic]).items():
+                    rows.append({"dataset": dataset, "group": choice.split, "statistic": statistic, "metric": metric, "value": value})
+                    by_role.setdefault((choice.role, statistic, metric), []).append(value)
+        for (role, statistic, metric), values in by_role.items():
+            rows.append({"dataset": dataset, "group": role, "statistic": statistic, "metric": metric, "value": float(np.mean(values))})
+    return pd.DataFrame(rows, columns=["dataset", "group", "statistic", "metric", "value"])
+
+
+def _both_directions(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
+    up = detection.auroc(inside, outside) or 0.0
+    sign = 1.0 if up >= 0.5 else -1.0
+    a, b = sign * inside, sign * outside
+    return {
+        "auroc": max(up, 1.0 - up),
+        "fpr95_id_positive": detection.fpr95_id_positive(a, b),
+        "fpr95_ood_positive": detection.fpr95_ood_positive(a, b),
+    }
+
+
+__all__ = ["CLEAN", "cell_info", "trivial_rows", "write_cells", "write_costs", "write_metrics", "write_model_metrics"]
