@@ -59,7 +59,7 @@ COLUMNS = (
     "status",
     *ARRAYS,
 )
-"""Columns of the samples that checks and metrics of the whole run need; ``nan_gradient`` is used where a table has it."""
+"""Columns of the samples that checks and metrics need; ``nan_gradient`` is used where a table has it."""
 
 Relation = Literal["clean", "bare", "unaware", "through", "crossed", "transfer"]
 
@@ -73,7 +73,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One cell: its key, and its rows as float64 arrays in table order (NaN = null).
+    """One cell: its key, and its rows, by sample id, as float64 arrays (NaN = null).
 
     ``hit`` is what accuracy averages: 1 right, 0 wrong, the share of draws that were right for a random defense, NaN
     without a label. Rows whose status is ``nan`` or ``error`` are wrong. ``ids`` number the sample ids across the
@@ -195,9 +195,9 @@ def gather(
     infos = {str(i["cell_id"]): i for i in cell_infos}
     if not len(samples):
         return Evidence(())
-    ids, _ = pd.factorize(samples["sample_id"])
+    ids, _ = pd.factorize(samples["sample_id"], sort=True)
     codes, names = pd.factorize(samples["cell_id"], sort=True)
-    order = np.argsort(codes, kind="stable")
+    order = np.lexsort((ids, codes))  # by cell, then by sample id: sums do not depend on the order of the table
     bounds = np.searchsorted(codes[order], np.arange(len(names) + 1))
     absent = np.full(len(samples), np.nan)
     arrays = {name: floats(samples[name]) if name in samples else absent for name in (*ARRAYS, *extra)}

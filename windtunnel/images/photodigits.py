@@ -156,10 +156,15 @@ def _rotated(canvas: bool) -> ImageSet:
 
 
 def _no_object(canvas: bool) -> ImageSet:
-    sample_ids = _numbered("no_object")
-    border = 0 if canvas else compose.MARGIN
-    ground, tiles = compose.crops(Draws(_keys(sample_ids)), tuple(sources.PHOTOGRAPHS), "test", CANVAS, border=border)
-    return ImageSet(compose.soften(ground), None, sample_ids, tiles)
+    """Crops of the test region; of two crops with the same pixels (a black corner, say) the second is left out."""
+    n = SPLITS["no_object"].n
+    candidates = [f"no_object-{i:04d}" for i in range(n + n // 8)]
+    ground, tiles = compose.crops(Draws(_keys(candidates)), tuple(sources.PHOTOGRAPHS), "test", CANVAS)
+    centre = ground[:, compose.MARGIN : -compose.MARGIN, compose.MARGIN : -compose.MARGIN]
+    _, first = np.unique(centre.reshape(len(centre), -1), axis=0, return_index=True)
+    kept = np.sort(first)[:n]
+    shown = ground if canvas else centre
+    return ImageSet(compose.soften(shown[kept]), None, [candidates[i] for i in kept], [tiles[i] for i in kept])
 
 
 def _crops(split: str, names: tuple[str, ...], *, tinted: bool = False) -> ImageSet:

@@ -1,10 +1,10 @@
-"""photoscenes: two to four handwritten digits on one photograph crop, 96x96 RGB, for questions of rate.
+"""photoscenes: two to four handwritten digits on one photograph crop, 128x128 RGB, for questions of rate.
 
-At 32x32 a JPEG file is mostly header; at 96x96 it is mostly picture. The parts are those of photodigits: the same
-glyphs in the same disjoint blocks, the same regions of the same photographs, the same contrast, integer arithmetic.
+At 32x32 five sixths of a JPEG-50 file are header; here it is a third. The parts are those of photodigits: the same glyphs
+in the same disjoint blocks, the same regions of the same photographs, the same contrast, integer arithmetic.
 
-Rule of the label: the digit with the largest box. One digit is 34..42 pixels large, the others 18..24, so the answer
-is never in doubt. The digits lie in different quarters of the scene and at least 4 pixels from the border.
+Rule of the label: the digit with the largest box. One digit is 42..54 pixels large, the others 20..30, so the answer is
+never in doubt. The digits lie in different quarters of the scene and at least 4 pixels from the border.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from windtunnel.images.splits import RECIPE_VERSIONS, SplitInfo
 __all__ = ["RECIPE_VERSION", "SPLITS", "SplitInfo", "build", "source_digest", "training_digest", "training_epoch"]
 
 RECIPE_VERSION = RECIPE_VERSIONS["photoscenes"]
-SIDE = 96
+SIDE = 128
 CANVAS = SIDE + 2 * compose.MARGIN
 QUARTER = (SIDE - 2 * compose.MARGIN) // 2
-MAIN, OTHERS = (34, 42), (18, 24)
+MAIN, OTHERS = (42, 54), (20, 30)
 EPOCH_REPEATS = 4
-_CHUNK = 256
+_CHUNK = 128
 
 
 def source_digest() -> str:
@@ -39,7 +39,7 @@ def training_digest() -> str:
 
 
 def training_epoch(seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fresh scenes for one epoch: uint8 [4200, 96, 96, 3] and int64 [4200], shuffled; each training glyph is the
+    """Fresh scenes for one epoch: uint8 [4200, 128, 128, 3] and int64 [4200], shuffled; each training glyph is the
     largest four times. A pure function of (seed, epoch)."""
     first, last = sources.BLOCKS["train"]
     keys = numbered_keys(f"photoscenes/{RECIPE_VERSION}/epoch/{seed}/{epoch}", EPOCH_REPEATS * (last - first))
@@ -49,7 +49,7 @@ def training_epoch(seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def build(split: str, *, canvas: bool = False) -> ImageSet:
-    """One split; with ``canvas`` 104x104 images whose centre is the 96x96 one. The source is the largest digit's
+    """One split; with ``canvas`` 136x136 images whose centre is the 128x128 one. The source is the largest digit's
     glyph.
     """
     if split not in SPLITS:

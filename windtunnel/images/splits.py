@@ -71,7 +71,7 @@ PHOTODIGITS: dict[str, SplitInfo] = {
 }
 
 PHOTOSCENES: dict[str, SplitInfo] = {
-    "train": _labelled("train", 1050, "scenes of training digits over the left 60 % of the photographs", (96, 96)),
-    "fit": _labelled("fit", 247, "scenes of digits 1050-1296 over the right 40 % of the photographs", (96, 96)),
-    "test": _labelled("id", 200, "scenes of two to four test digits; the label is the largest one's", (96, 96)),
+    "train": _labelled("train", 1050, "scenes of training digits over the left 60 % of the photographs", (128, 128)),
+    "fit": _labelled("fit", 247, "scenes of digits 1050-1296 over the right 40 % of the photographs", (128, 128)),
+    "test": _labelled("id", 200, "scenes of two to four test digits; the label is the largest one's", (128, 128)),
 }

@@ -58,7 +58,7 @@ def observe(plan: Plan, model: str, batch: str, manifest: Path, *, attempt: int 
             "content": image_stage.content(plan, fit, NONE),
             "batch_size": plan.run.batch_size,
         }
-        makings.append(Making(key=FIT, identity=identity, make=partial(_observe_fit, plan, fit, classifier)))
+        makings.append(Making(key=FIT, identity=identity, make=partial(_observe_fit, plan, model, fit, classifier)))
     make_parts(manifest, plan.digest("observe", model=model, batch=batch), makings, attempt=attempt)
 
 
@@ -147,7 +147,7 @@ def _observe(plan: Plan, wanted: Wanted, source: Part | None, classifier: Any) -
         seen = purify_stage.unpack(table)
         columns |= {name: table.column(name) for name in ("psnr", "ssim", "bpp_file", "bpp_payload")}
     logits, features = engine.predict(
-        classifier(), seen, batch_size=plan.run.batch_size, with_features=bool(wanted.scores)
+        classifier(), seen, batch_size=plan.run.batch_size, with_features=bool(wanted.scores) and _has_head(cell.model)
     )
     columns |= judge(logits, image_set.labels, columns.get("bound_violation"))
     columns.pop("bound_violation", None)
@@ -224,12 +224,12 @@ def _rows_of(found: list[str], wanted: list[str], part: Part | None) -> list[int
     return [where[s] for s in wanted]
 
 
-def _observe_fit(plan: Plan, name: str, classifier: Any) -> Made:
+def _observe_fit(plan: Plan, model: str, name: str, classifier: Any) -> Made:
     from windtunnel import engine
 
     image_set = image_stage.read(plan, name, NONE, None)
     logits, features = engine.predict(
-        classifier(), purify_stage.nchw(image_set.images), batch_size=plan.run.batch_size, with_features=True
+        classifier(), purify_stage.nchw(image_set.images), batch_size=plan.run.batch_size, with_features=_has_head(model)
     )
     columns = {
         "sample_id": image_set.sample_ids,
@@ -239,3 +239,8 @@ def _observe_fit(plan: Plan, name: str, classifier: Any) -> Made:
         "features": features,
     }
     return store.table_from_columns(columns, store.schema(store.OBSERVED_FIELDS)), {"fit": name}, None
+
+
+def _has_head(model: str) -> bool:
+    """Whether the model's last layer is known, so that it has features: a user's own module may not say."""
+    return store.read_json(attack_stage.model_folder(model) / "card.json").get("head") is not None

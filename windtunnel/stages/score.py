@@ -59,6 +59,8 @@ def failed_rows(plan: Plan, wanted: Wanted, reason: str | None, schema: pa.Schem
 def matrix(column: pa.ChunkedArray) -> np.ndarray:
     """[N, D] float32 of a list column whose lists are equally long."""
     array = column.combine_chunks()
+    if array.null_count:
+        return np.zeros((len(array), 0), dtype=np.float32)
     flat = array.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(array), -1) if len(array) else flat.reshape(0, 0)
 
@@ -73,11 +75,16 @@ def _observations(table: pa.Table) -> Observations:
 
 
 def _fit(plan: Plan, model: str) -> tuple[Head | None, dict[str, tuple[Score, State]]]:
+    """Every score that this model can have, fitted. A user's own model without a named head has scores of logits only."""
     if model not in plan.fitted_models:
         return None, {}
     from windtunnel.models.load import load_head
 
-    head = load_head(model_folder(model))
+    try:
+        head = load_head(model_folder(model))
+    except LookupError as error:
+        log.warning("%s: scores that need features are null", error)
+        head = None
     manifest = Path("results/observed") / model / f"{CLEAN}.json"
     fit = store.read_manifest(manifest).get(FIT)
     train = _observations(store.part_table(manifest, fit)) if fit and fit.status == "ok" else None
@@ -85,7 +92,9 @@ def _fit(plan: Plan, model: str) -> tuple[Head | None, dict[str, tuple[Score, St
     for name in plan.run.scores:
         entry, card, settings = plan.catalogue.score(name)
         method: Score = registry.load("score", entry.method, plan.catalogue.base)(**settings)
-        if not method.applies_to(head):
+        if head is None and (card.constants.get("needs_features", False) or card.constants.get("needs_temperature", False)):
+            continue
+        if head is not None and not method.applies_to(head):
             continue
         if not card.constants.get("needs_fit", False):
             fitted[name] = (method, {})
@@ -103,7 +112,7 @@ def _fit(plan: Plan, model: str) -> tuple[Head | None, dict[str, tuple[Score, St
 def _scores(
     observed: pa.Table, wanted: tuple[str, ...], fitted: dict[str, tuple[Score, State]], head: Head | None
 ) -> dict[str, np.ndarray]:
-    if not wanted or head is None:
+    if not wanted:
         return {}
     observations = _observations(observed)
     found = {}

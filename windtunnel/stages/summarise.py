@@ -81,7 +81,7 @@ def cell_metrics(
 
 
 def _row(cell: Cell, **values: Any) -> Row:
-    return {**{k: cell.key[k] for k in KEYS}, "cell_id": cell.cell_id, **values}
+    return {**{k: cell.key[k] for k in KEYS}, "cell_id": cell.cell_id, "value": None, **values}
 
 
 def _estimate(found: intervals.Estimate) -> Row:
@@ -313,6 +313,7 @@ def _robust_of_nothing(groups: Iterable[Sequence[Cell]], failed: Sequence[Row]) 
             "members": [],
             "against": against,
             "metric": "robust_accuracy",
+            "value": None,
             "higher_is_better": True,
             "note": _join(*(f"cell {i['cell_id']} failed" for i in infos)),
         }
@@ -522,7 +523,7 @@ def _source(row: Row, first_seed: int) -> str | None:
 
 
 def _value(rows: Sequence[Row]) -> float | None:
-    values = [r.get("value") for r in rows]
+    values = [r.get("value") for r in sorted(rows, key=lambda r: str(r.get("cell_id") or r.get("group_id")))]
     return None if any(v is None for v in values) else float(np.mean(values))
 
 
@@ -594,7 +595,7 @@ def _paired_over_seeds(
                     "group_id": store.short_id(["paired over seeds", this, that, *rest, members]), "members": members,
                     "against": f"{that[0]}:{that[1]}", "metric": f"{first['metric']}_difference",
                     "value": summary.mean, "ci_low": summary.ci_low, "ci_high": summary.ci_high,
-                    "ci_method": summary.ci_method, "p_value": _paired_t(gaps), "seeds": summary.seeds,
+                    "ci_method": summary.ci_method, "p_value": _paired_t(summary), "seeds": summary.seeds,
                     "seed_sd": summary.sd, "higher_is_better": first.get("higher_is_better"),
                     **{name: _common(both, name) for name in ("n", "n_id", "n_ood")},
                     "note": f"{over_sets}paired t over training seeds",
@@ -607,61 +608,99 @@ def _gap(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else first - second
 
 
-def _paired_t(gaps: Sequence[float | None]) -> float | None:
-    """Two-sided p of the paired t test; null for a null gap; 1 and 0 where all gaps are equal (to 0, to another
-    number)."""
-    if any(g is None for g in gaps):
+def _paired_t(summary: intervals.SeedSummary) -> float | None:
+    """Two-sided p of the paired t test; where all gaps are equal 1 if that is no gap, else 0; null without a mean."""
+    if summary.mean is None or summary.sd is None:
         return None
-    values = np.asarray(gaps, dtype=np.float64)
-    if np.ptp(values) == 0:
-        return 1.0 if values[0] == 0 else 0.0
-    return float(stats.ttest_1samp(values, 0.0).pvalue)
+    if summary.sd <= 1e-12:
+        return 1.0 if abs(summary.mean) <= 1e-12 else 0.0
+    return float(2 * stats.t.sf(abs(summary.mean) / (summary.sd / summary.seeds**0.5), summary.seeds - 1))
 
 
 # --------------------------------------------------------------------------------------------------- trivial statistics
 
 
+TRIVIAL_FIELDS: list[tuple[str, pa.DataType]] = [
+    *((name, pa.string()) for name in ("dataset", "group", "role", "statistic", "metric")),
+    *((name, pa.float64()) for name in ("value", "ci_low", "ci_high")),
+    ("ci_method", pa.string()),
+    *((name, pa.int64()) for name in ("n_id", "n_ood", "n_clusters")),
+    ("direction", pa.string()),
+]
+"""``group`` is a split, or ``near_ood`` / ``far_ood`` for the mean over those sets; ``dataset`` that of the ID set."""
+
+
 def trivial_metrics(
     id_set: Mapping[str, Any], ood_sets: Sequence[Mapping[str, Any]], *, replicates: int = 1000, seed: int = 0
 ) -> list[Row]:
-    """Detection rows of the best trivial statistic: score ``trivial-<name>``, no model, no cell.
+    """How well statistics of the bare images separate each set from the ID set: AUROC and both FPR95, and their means.
 
-    A set is ``{dataset, split, role, source_ids, statistics}``, the last as ``trivial_statistics`` gives them. Each
-    statistic may point either way: per set the direction with the higher AUROC is taken (the note says which), a
-    choice made on the test images, which only makes a trivial statistic look better.
+    A set is ``{dataset, split, role, source_ids, statistics}``, the last as ``trivial_statistics`` gives them. A
+    statistic may point either way: per set the direction with the higher AUROC is taken (``direction``: "higher" or
+    "lower" is OOD, "per set" for a mean), a choice made on the test images, which can only flatter a trivial statistic.
     """
-    rows: list[Row] = []
     names = [f"{s['dataset']}.{s['split']}" for s in ood_sets]
-    weights = detection.detection_weights(
-        id_set["source_ids"], {n: s["source_ids"] for n, s in zip(names, ood_sets, strict=True)}, replicates, seed
-    )
+    sources = {name: s["source_ids"] for name, s in zip(names, ood_sets, strict=True)}
+    weights = detection.detection_weights(id_set["source_ids"], sources, replicates, seed)
+    rows: list[Row] = []
     for statistic in STATISTICS:
         inside = np.asarray(id_set["statistics"][statistic], dtype=np.float64)
+        drawn: dict[tuple[str, str], np.ndarray] = {}
+        single: list[Row] = []
         for name, other in zip(names, ood_sets, strict=True):
             outside = np.asarray(other["statistics"][statistic], dtype=np.float64)
             area = detection.auroc(inside, outside)
             sign = -1.0 if area is not None and area < 0.5 else 1.0
+            pair = (sign * inside, {name: sign * outside})
+            drawn |= detection.detection_replicates(*pair, weights)
             found = detection.detection_with_intervals(
-                sign * inside,
-                {name: sign * outside},
-                id_set["source_ids"],
-                {name: other["source_ids"]},
-                weights=weights,
+                *pair, id_set["source_ids"], {name: sources[name]}, weights=weights
             )
-            rows += [
-                {
-                    "dataset": other["dataset"], "split": other["split"], "role": other["role"], "shift": NONE,
-                    "group_id": store.short_id(["trivial", statistic, name]), "members": [],
-                    "score": f"trivial-{statistic.replace('_', '-')}", "attack": NONE, "threat": NONE,
-                    "attack_defense": NONE, "defense": NONE, "through": NONE, "mode": NONE, "iterate": NONE,
-                    **{k: f[k] for k in ("metric", "value", "ci_low", "ci_high", "ci_method", "higher_is_better")},
-                    "n_id": f["n_id"], "n_ood": f["n_ood"], "n": f["n_id"] + f["n_ood"], "n_clusters": f["n_clusters"],
-                    "note": "lower = OOD" if sign < 0 else "higher = OOD",
-                }
+            base = {
+                "dataset": id_set["dataset"],
+                "group": other["split"],
+                "role": other["role"],
+                "statistic": statistic,
+            }
+            base |= {"direction": "lower" if sign < 0 else "higher"}
+            kept = [k for k, _ in TRIVIAL_FIELDS if k not in base]
+            single += [
+                {**base, **{k: f[k] for k in kept}, "against": name}
                 for f in found
                 if f["metric"] in detection.RESAMPLED
-            ]  # fmt: skip
+            ]
+        rows += single
+        for role in MEAN_ROLES:
+            for metric in detection.RESAMPLED:
+                members = [r for r in single if r["role"] == role and r["metric"] == metric]
+                if members:
+                    rows.append(
+                        _trivial_mean(members, role, np.mean([drawn[r["against"], metric] for r in members], axis=0))
+                    )
     return rows
+
+
+def _trivial_mean(members: Sequence[Row], role: str, drawn: np.ndarray) -> Row:
+    value = _value(members)
+    low, high = intervals.percentile_interval(drawn)
+    return {
+        **members[0],
+        "group": role,
+        "value": value,
+        "ci_low": None if value is None else low,
+        "ci_high": None if value is None else high,
+        "n_ood": sum(r["n_ood"] for r in members),
+        "n_clusters": None,
+        "direction": "per set",
+    }
+
+
+def trivial_table(rows: Iterable[Row]) -> pa.Table:
+    """Rows of ``trivial_metrics`` as a table, in the order given."""
+    listed = list(rows)
+    return store.table_from_columns(
+        {name: [r[name] for r in listed] for name, _ in TRIVIAL_FIELDS}, store.schema(TRIVIAL_FIELDS)
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
