@@ -322,10 +322,26 @@ def test_eight_bit_loss_is_only_asked_of_the_attacked_pipeline_in_linf():
 # ------------------------------------------------------------------------------------------------------------- evidence
 
 
+def test_failed_cells_are_no_witnesses():
+    failed = {"status": "error", "n_backward": None, "zero_gradient": None, "success_float": None, "linf": None}
+    frame = samples(
+        cell(n=N), pgd(), pgd(attack="square", **failed), pgd(attack="fgsm", **failed), pgd(eps_255=16, **failed)
+    )
+    findings = checks.run_checks(checks.gather(frame, infos(frame)))
+    assert not [f for of in findings.values() for f in of.values() if f.state == "flag"]
+    assert not findings["black_box_beats_white_box"] and not findings["undefended_falls"]
+
+
 def test_failed_rows_are_wrong_and_random_defenses_count_their_draws():
     rows = cell(n=4, status=["ok", "nan", "error", "ok"], correct=[True, True, True, False])
     rows["correct"] = [True, None, True, False]
-    assert base.gather(samples(rows)).cells[0].hit.tolist() == [1.0, 0.0, 0.0, 0.0]
+    found = base.gather(samples(rows)).cells[0]
+    assert found.counted.tolist() == [1.0, 0.0, 0.0, 0.0] and np.isnan(found.hit).tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
     random = cell(n=3, p_correct=[0.25, 1.0, 0.0], n_draws=20)
     random["correct"] = None
     found = base.gather(samples(random)).cells[0]

@@ -15,7 +15,6 @@ from windtunnel import store
 from windtunnel.checks import CHECKS
 from windtunnel.metrics import detection, intervals
 from windtunnel.metrics.trivial import trivial_statistics
-from windtunnel.stages import summarise
 from windtunnel.stages.summarise import cell_metrics, cells_table, group_metrics, metrics_table
 
 N = 100
@@ -53,10 +52,21 @@ def one_id(rows: pd.DataFrame) -> str:
 
 def test_accuracy_is_wilson_for_unique_sources_and_counts_nan_and_error_rows_as_wrong():
     rows = metrics(cell(n=N, broken=6, status=["ok"] * 96 + ["nan"] * 3 + ["error"]))
+    assert pick(rows, metric="worst_class_accuracy")["value"] is not None
     found = pick(rows, metric="accuracy")
     assert (found["value"], found["n"], found["n_clusters"], found["ci_method"]) == (0.9, 100, 100, "wilson")
     assert (found["ci_low"], found["ci_high"]) == pytest.approx((0.8256, 0.9448), abs=1e-4)
     assert "3 of 100 rows nan" in found["note"] and "1 of 100 rows error" in found["note"]
+
+
+def test_a_cell_that_failed_has_no_accuracy():
+    some = pick(metrics(cell(n=N, broken=6, status=["ok"] * 96 + ["error"] * 4)), metric="accuracy")
+    assert some["value"] is None and some.get("ci_low") is None
+    assert "between 0.9000 and 0.9400" in some["note"]
+    rows = metrics(cell(n=N, status="error", conf=None))
+    assert pick(rows, metric="accuracy")["value"] is None and not [
+        r for r in rows if r["metric"] == "worst_class_accuracy"
+    ]
 
 
 def test_repeated_sources_take_the_cluster_bootstrap():
@@ -265,6 +275,22 @@ def test_nan_is_wrong_and_many_errors_leave_no_number():
     assert robust(rows, "bare")["value"] == pytest.approx(0.99)
     found = robust(metrics(cell(n=N), pgd(status=["error"] * 5 + ["ok"] * 95)), "bare")
     assert found["value"] is None and found["ci_low"] is None and "between 0.9500 and 1.0000" in found["note"]
+
+
+def test_a_failed_cell_with_rows_is_neither_a_candidate_nor_a_witness_nor_left_out():
+    planted = pgd(attack="apgd", status="error", n_backward=None, zero_gradient=None, success_float=None, linf=None)
+    rows = metrics(cell(n=N), pgd(), planted)
+    for against in ("bare", "all"):
+        found = robust(rows, against)
+        assert found["value"] is None and f"cell {one_id(planted)} failed" in found["note"]
+        assert one_id(planted) not in found["members"]
+    assert not [r for r in rows if r["metric"] == "accuracy_difference"]
+    sets = [scored(1.0, split="near0", **OOD), cell(n=N, split="near1", status="error", conf=None, **OOD)]
+    frame = samples(scored(0.0), *sets, scores=("msp",))
+    rows = cell_metrics(frame, scores=("msp",), cell_infos=infos(frame, has_scores=True), replicates=100)
+    assert pick(rows, metric="auroc", against="mean of sets")["value"] is None
+    rows = cell_metrics(frame, scores=("msp",), cell_infos=infos(frame, has_scores=False), replicates=100)
+    assert pick(rows, metric="auroc", against="mean of sets")["value"] is not None
 
 
 def test_a_failed_cell_without_rows_is_not_passed_over():
@@ -533,7 +559,7 @@ def test_empty_table_and_synthetic_schema():
     assert table(cell(n=3, scores={"msp": np.zeros(3)}), scores=("msp",)).schema.equals(store.samples_schema(["msp"]))
 
 
-# ---------------------------------------------------------------------------------------------------- trivial statistics
+# --------------------------------------------------------------------------------------------------- trivial statistics
 
 
 def test_trivial_statistics_of_known_images():
@@ -545,31 +571,6 @@ def test_trivial_statistics_of_known_images():
     found = trivial_statistics(np.stack([flat, red, stripes]))
     assert found["range"].tolist() == [0.0, 1.0, 1.0]
     assert found["saturation"].tolist() == [0.0, 1.0, 0.0]
-    assert found["total_variation"] == pytest.approx([0.0, 0.0, 0.5])  # horizontal neighbours differ
+    assert found["total_variation"] == pytest.approx([0.0, 0.0, 0.5])
     with pytest.raises(ValueError, match="uint8"):
         trivial_statistics(np.zeros((1, 4, 4, 3)))
-
-
-def test_trivial_metrics_take_either_direction_and_average_near_sets():
-    noise = RNG.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
-    smooth = np.repeat(RNG.integers(60, 90, (40, 1, 1, 3), dtype=np.uint8), 64, axis=1).reshape(40, 8, 8, 3)
-    middle = (noise // 4 + 100).astype(np.uint8)
-
-    def named(split: str, role: str, images: np.ndarray) -> dict[str, Any]:
-        ids = [f"{split}{i}" for i in range(len(images))]
-        return {
-            "dataset": "d",
-            "split": split,
-            "role": role,
-            "source_ids": ids,
-            "statistics": trivial_statistics(images),
-        }
-
-    sets = [named("noise", "near_ood", noise), named("smooth", "near_ood", smooth)]
-    rows = summarise.trivial_metrics(named("test", "id", middle), sets, replicates=100)
-    for split, direction in (("noise", "higher"), ("smooth", "lower")):
-        found = pick(rows, group=split, statistic="total_variation", metric="auroc")
-        assert (found["value"], found["direction"]) == (1.0, direction)
-    mean = pick(rows, group="near_ood", statistic="total_variation", metric="fpr95_id_positive")
-    assert (mean["value"], mean["ci_low"], mean["n_ood"], mean["direction"]) == (0.0, 0.0, 80, "per set")
-    assert summarise.trivial_table(rows).num_rows == len(rows) == 3 * (2 + 1) * 3

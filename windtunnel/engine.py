@@ -92,7 +92,7 @@ class RowRandom:
     def select(self, rows: Tensor) -> RowRandom:
         """The same streams of some rows, by boolean mask or index."""
         index = torch.nonzero(rows)[:, 0] if rows.dtype == torch.bool else rows
-        return RowRandom([__import__("copy").deepcopy(self.streams[i]) for i in index.tolist()], self.device)
+        return RowRandom([self.streams[i] for i in index.tolist()], self.device)
 
     def join(self, other: RowRandom) -> RowRandom:
         """These rows, then the other's."""

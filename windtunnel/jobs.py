@@ -69,9 +69,12 @@ def script(snakemake: Any) -> Iterator[Plan]:
         os.dup2(handle.fileno(), 2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
     wildcards = " ".join(str(w) for w in snakemake.wildcards)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     try:
-        yield Plan.of(dict(snakemake.config), source="config", base=Path.cwd())
+        plan = Plan.of(dict(snakemake.config), source="config", base=Path.cwd())
+        started, worked = time.perf_counter(), time.process_time()
+        yield plan
+        _record_costs(target, time.perf_counter() - started, time.process_time() - worked)
     except Exception as error:
         traceback.print_exc()
         sentence = f"windtunnel: {snakemake.rule} {wildcards}: {error}".rstrip()
@@ -84,6 +87,16 @@ def script(snakemake: Any) -> Iterator[Plan]:
     sys.stdout.flush()
 
 
+def _record_costs(target: Path, wall: float, cpu: float) -> None:
+    """What the whole job took from its first piece of work on: beside the logs, under results/costs, one file a job."""
+    path = Path("results/costs") / Path(*target.with_suffix(".json").parts[2:])
+    store.write_json(path, {"wall_seconds": wall, "cpu_seconds": cpu, "peak_memory_mb": _peak_memory_mb()})
+
+
+def _peak_memory_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def say(lines: Sequence[str]) -> None:
     """Lines for the person at the terminal, past the log that a script's output goes to."""
     for line in lines:
@@ -93,9 +106,17 @@ def say(lines: Sequence[str]) -> None:
         os.write(_SCREEN[-1], text.encode())
 
 
-def make_parts(manifest: Path | str, plan_digest: str, makings: Sequence[Making], *, attempt: int = 1) -> list[Part]:
+def make_parts(
+    manifest: Path | str,
+    plan_digest: str,
+    makings: Sequence[Making],
+    *,
+    attempt: int = 1,
+    prepare: Callable[[], object] | None = None,
+) -> list[Part]:
     """Make what is missing, keep what is right, remove what is foreign, write the manifest. Returns the parts.
 
+    ``prepare`` (imports, a model's loading) is called once before the first part that must be made, outside its costs.
     ``attempt`` is Snakemake's: from the second on, the cell on which the attempt before was killed is recorded as failed.
     Raises StoreError when a file cannot be written or an input cannot be read: finished parts stay.
     """
@@ -118,6 +139,9 @@ def make_parts(manifest: Path | str, plan_digest: str, makings: Sequence[Making]
             reason = "the process was killed while it made this cell (out of memory, a crash in native code, or by hand)"
             part = Part(key=making.key, file=None, sha256=None, status="error", reason=reason)
         else:
+            if prepare is not None:
+                prepare()
+                prepare = None
             current.write_text(part_id)
             try:
                 part = _make(folder / file, making)
@@ -150,7 +174,7 @@ def _make(path: Path, making: Making) -> Part:
     costs: dict[str, float] = {
         "wall_seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mb": _peak_memory_mb(),
     }
     if gradients is not None:
         costs["gradient_evaluations"] = gradients

@@ -19,7 +19,6 @@ import pandas as pd
 NONE = "none"
 OK: Literal["ok"] = "ok"
 FLAG: Literal["flag"] = "flag"
-WRONG_STATUSES = ("nan", "error")
 ROUNDS = re.compile(r"^(?P<base>.+)-x(?P<rounds>[0-9]+)$")
 ARRAYS = (
     "pred",
@@ -75,9 +74,10 @@ class Finding(NamedTuple):
 class Cell:
     """One cell: its key, and its rows, by sample id, as float64 arrays (NaN = null).
 
-    ``hit`` is what accuracy averages: 1 right, 0 wrong, the share of draws that were right for a random defense, NaN
-    without a label. Rows whose status is ``nan`` or ``error`` are wrong. ``ids`` number the sample ids across the
-    whole table; ``sources`` are the source ids (a row without one is its own source).
+    ``hit`` is 1 right, 0 wrong, the share of draws that were right for a random defense; a row whose status is ``nan`` is
+    wrong; NaN without a label and where the status is ``error``: of such a row nothing is known. ``counted`` counts the
+    errors as wrong. ``ids`` number the sample ids across the whole table; ``sources`` are the source ids (a row without
+    one is its own source).
     """
 
     cell_id: str
@@ -103,8 +103,18 @@ class Cell:
 
     @property
     def labelled(self) -> bool:
-        """Whether the cell can be right or wrong."""
+        """Whether any row is known to be right or wrong."""
         return bool(self.n) and not bool(np.isnan(self.hit).all())
+
+    @property
+    def failed(self) -> bool:
+        """Whether every row is an error."""
+        return bool(self.n) and bool((self.status == "error").all())
+
+    @property
+    def counted(self) -> np.ndarray:
+        """``hit`` with errors of labelled rows counted as wrong."""
+        return np.where((self.status == "error") & ~np.isnan(self.columns["label"]), 0.0, self.hit)
 
     @property
     def is_random(self) -> bool:
@@ -113,7 +123,7 @@ class Cell:
 
     @property
     def accuracy(self) -> float:
-        """Mean of ``hit`` over labelled rows; NaN without any."""
+        """Mean of ``hit`` over rows with a known outcome; NaN without any."""
         known = self.hit[~np.isnan(self.hit)]
         return float(known.mean()) if known.size else float("nan")
 
@@ -244,8 +254,8 @@ def hits(
 ) -> np.ndarray:
     """What accuracy averages, per row: see ``Cell.hit``."""
     hit = np.where(np.isfinite(n_draws), p_correct, correct)
-    wrong = np.isin(status.astype(str), WRONG_STATUSES) & ~np.isnan(label)
-    return np.where(wrong, 0.0, hit)
+    wrong = (status == "nan") & ~np.isnan(label)
+    return np.where(status == "error", np.nan, np.where(wrong, 0.0, hit))
 
 
 def floats(column: pd.Series) -> np.ndarray:
@@ -265,7 +275,7 @@ def aligned(cells: Sequence[Cell], column: str = "hit") -> tuple[np.ndarray, np.
     ids = np.unique(np.concatenate([c.ids for c in cells])) if cells else np.zeros(0, dtype=np.int64)
     values = np.full((len(cells), len(ids)), np.nan)
     for place, cell in enumerate(cells):
-        source = cell.hit if column == "hit" else cell.columns[column]
+        source = getattr(cell, column) if column in ("hit", "counted") else cell.columns[column]
         values[place, np.searchsorted(ids, cell.ids)] = source
     return ids, values
 

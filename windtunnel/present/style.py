@@ -34,7 +34,7 @@ MUTED = "#666666"
 FAINT = "#bbbbbb"
 PALETTE: tuple[str, ...] = tuple(to_hex(c) for c in seaborn.color_palette("colorblind"))
 BLUE, ORANGE, GREEN, VERMILION, PINK, BROWN, ROSE, GREY, YELLOW, SKY = PALETTE
-SEQUENTIAL = seaborn.light_palette(BLUE, as_cmap=True)
+SEQUENTIAL = seaborn.light_palette(SKY, as_cmap=True)
 OCHRE, VIOLET = "#a89000", "#6a4c93"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
 
@@ -254,6 +254,12 @@ def defense_strength(name: str) -> float:
     """The first number in a defense's name, 0 without one: what its siblings are sorted by."""
     found = re.search(r"-(\d+(?:\.\d+)?)", name)
     return float(found[1]) if found else 0.0
+
+
+def defense_order(name: str) -> tuple[str, float, int, str]:
+    """Sorts defenses by family, strength, rounds."""
+    base, rounds = defense_rounds(name)
+    return (defense_family(base), defense_strength(base), rounds, name)
 
 
 def defense_colour(name: str) -> str:

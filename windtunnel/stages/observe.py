@@ -59,7 +59,7 @@ def observe(plan: Plan, model: str, batch: str, manifest: Path, *, attempt: int 
             "batch_size": plan.run.batch_size,
         }
         makings.append(Making(key=FIT, identity=identity, make=partial(_observe_fit, plan, model, fit, classifier)))
-    make_parts(manifest, plan.digest("observe", model=model, batch=batch), makings, attempt=attempt)
+    make_parts(manifest, plan.digest("observe", model=model, batch=batch), makings, attempt=attempt, prepare=classifier)
 
 
 def attacked_manifest(plan: Plan, cell: Cell) -> Path:

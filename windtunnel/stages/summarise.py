@@ -20,7 +20,6 @@ from windtunnel import store
 from windtunnel.checks import CHECKS, run_checks
 from windtunnel.checks.base import COLUMNS, NONE, Cell, Evidence, aligned, gather, own_name, relation_of
 from windtunnel.metrics import classification, detection, intervals
-from windtunnel.metrics.trivial import STATISTICS
 
 Row = dict[str, Any]
 Info = Mapping[str, Any]
@@ -46,6 +45,7 @@ PAIRS: tuple[tuple[Side, Side], ...] = (
 )
 """(this model, this score) against (that model, that score), over the training seeds that both have."""
 PAIRED_METRICS = ("auroc", "fpr95_id_positive")
+TOLERATED_ERRORS = 0.01
 UPPER_BOUND = "upper bound"
 NOT_THROUGH = "not attacked through"
 
@@ -64,13 +64,14 @@ def cell_metrics(
     """Every number of one model and training seed that is not a mean over seeds.
 
     ``samples`` in the sample schema (at least ``SAMPLE_COLUMNS`` and the score columns); ``scores`` by name, in the
-    run's order. Of ``cell_infos`` are used: ``own_name``; ``rule_is_generic`` (the dagger); and cells with status
+    run's order. Of ``cell_infos`` are used: ``own_name``; ``has_scores``; ``rule_is_generic`` (the dagger); and cells with status
     ``error`` that left no rows, which make a robust accuracy or a mean over sets null instead of leaving them out.
     """
     infos = [dict(i) for i in cell_infos]
     columns = ["conf", "psnr", "ssim", "bpp_file", "bpp_payload", *(store.score_column(s) for s in scores)]
     evidence = gather(samples, infos, extra=columns)
     failed = [i for i in infos if i.get("status") == "error" and str(i["cell_id"]) not in evidence.by_id]
+    failed += [{**c.key, **c.info, "cell_id": c.cell_id} for c in evidence.cells if c.failed]
     rows: list[Row] = []
     for cell in evidence.cells:
         rows += _one_cell(cell, replicates, seed)
@@ -100,19 +101,31 @@ def _states(cell: Cell) -> str | None:
     return _join(*(f"{count} of {cell.n} rows {state}, counted wrong" for state, count in counts if count))
 
 
+def _accuracy(cell: Cell, replicates: int, seed: int) -> Row:
+    """Accuracy of all rows; null above 1 % of errors, which say nothing of the model: the note gives the bounds."""
+    errors = int((cell.status == "error").sum())
+    if errors > TOLERATED_ERRORS * cell.n:
+        low = np.nansum(cell.counted) / cell.n
+        note = f"{errors} of {cell.n} rows error: between {low:.4f} and {low + errors / cell.n:.4f}"
+        return {"n": cell.n, "note": note}
+    random = "mean p(correct) over draws" if cell.is_random else None
+    found = classification.accuracy(cell.counted, cell.sources, replicates=replicates, seed=seed)
+    return {**_estimate(found), "note": _join(_states(cell), random)}
+
+
 def _one_cell(cell: Cell, replicates: int, seed: int) -> list[Row]:
     rows: list[Row] = []
-    random = "mean p(correct) over draws" if cell.is_random else None
 
     def add(metric: str, higher_is_better: bool | None, **values: Any) -> None:
         rows.append(_row(cell, metric=metric, higher_is_better=higher_is_better, **values))
 
-    if cell.labelled and cell.role in JUDGED_ROLES:
-        found = classification.accuracy(cell.hit, cell.sources, replicates=replicates, seed=seed)
-        add("accuracy", True, **_estimate(found), note=_join(_states(cell), random))
-        known = ~np.isnan(cell.columns["label"])
-        worst = classification.worst_class_accuracy(cell.hit[known], cell.columns["label"][known].astype(int))
-        add("worst_class_accuracy", True, **_estimate(worst.estimate), note=f"class {worst.label}")
+    known = ~np.isnan(cell.columns["label"])
+    if known.any() and cell.role in JUDGED_ROLES:
+        whole = _accuracy(cell, replicates, seed)
+        add("accuracy", True, **whole)
+        if whole.get("value") is not None:
+            worst = classification.worst_class_accuracy(cell.counted[known], cell.columns["label"][known].astype(int))
+            add("worst_class_accuracy", True, **_estimate(worst.estimate), note=f"class {worst.label}")
         if not cell.is_random:
             p, hit = cell.columns["conf"], cell.hit
             for metric, value in (
@@ -365,7 +378,7 @@ def _robust_row(
         reasons.append("no clean cell of this pipeline")
     if not members or clean is None:
         return row | {"note": _join(*reasons, dagger)}
-    ids_of, values = aligned(candidates)
+    ids_of, values = aligned(candidates, "counted")
     common = ~np.isnan(values).any(axis=0)
     if not common.any():
         return row | {"note": _join(*reasons, "no sample is in every member", dagger), "n": 0}
@@ -615,92 +628,6 @@ def _paired_t(summary: intervals.SeedSummary) -> float | None:
     if summary.sd <= 1e-12:
         return 1.0 if abs(summary.mean) <= 1e-12 else 0.0
     return float(2 * stats.t.sf(abs(summary.mean) / (summary.sd / summary.seeds**0.5), summary.seeds - 1))
-
-
-# --------------------------------------------------------------------------------------------------- trivial statistics
-
-
-TRIVIAL_FIELDS: list[tuple[str, pa.DataType]] = [
-    *((name, pa.string()) for name in ("dataset", "group", "role", "statistic", "metric")),
-    *((name, pa.float64()) for name in ("value", "ci_low", "ci_high")),
-    ("ci_method", pa.string()),
-    *((name, pa.int64()) for name in ("n_id", "n_ood", "n_clusters")),
-    ("direction", pa.string()),
-]
-"""``group`` is a split, or ``near_ood`` / ``far_ood`` for the mean over those sets; ``dataset`` that of the ID set."""
-
-
-def trivial_metrics(
-    id_set: Mapping[str, Any], ood_sets: Sequence[Mapping[str, Any]], *, replicates: int = 1000, seed: int = 0
-) -> list[Row]:
-    """How well statistics of the bare images separate each set from the ID set: AUROC and both FPR95, and their means.
-
-    A set is ``{dataset, split, role, source_ids, statistics}``, the last as ``trivial_statistics`` gives them. A
-    statistic may point either way: per set the direction with the higher AUROC is taken (``direction``: "higher" or
-    "lower" is OOD, "per set" for a mean), a choice made on the test images, which can only flatter a trivial statistic.
-    """
-    names = [f"{s['dataset']}.{s['split']}" for s in ood_sets]
-    sources = {name: s["source_ids"] for name, s in zip(names, ood_sets, strict=True)}
-    weights = detection.detection_weights(id_set["source_ids"], sources, replicates, seed)
-    rows: list[Row] = []
-    for statistic in STATISTICS:
-        inside = np.asarray(id_set["statistics"][statistic], dtype=np.float64)
-        drawn: dict[tuple[str, str], np.ndarray] = {}
-        single: list[Row] = []
-        for name, other in zip(names, ood_sets, strict=True):
-            outside = np.asarray(other["statistics"][statistic], dtype=np.float64)
-            area = detection.auroc(inside, outside)
-            sign = -1.0 if area is not None and area < 0.5 else 1.0
-            pair = (sign * inside, {name: sign * outside})
-            drawn |= detection.detection_replicates(*pair, weights)
-            found = detection.detection_with_intervals(
-                *pair, id_set["source_ids"], {name: sources[name]}, weights=weights
-            )
-            base = {
-                "dataset": id_set["dataset"],
-                "group": other["split"],
-                "role": other["role"],
-                "statistic": statistic,
-            }
-            base |= {"direction": "lower" if sign < 0 else "higher"}
-            kept = [k for k, _ in TRIVIAL_FIELDS if k not in base]
-            single += [
-                {**base, **{k: f[k] for k in kept}, "against": name}
-                for f in found
-                if f["metric"] in detection.RESAMPLED
-            ]
-        rows += single
-        for role in MEAN_ROLES:
-            for metric in detection.RESAMPLED:
-                members = [r for r in single if r["role"] == role and r["metric"] == metric]
-                if members:
-                    rows.append(
-                        _trivial_mean(members, role, np.mean([drawn[r["against"], metric] for r in members], axis=0))
-                    )
-    return rows
-
-
-def _trivial_mean(members: Sequence[Row], role: str, drawn: np.ndarray) -> Row:
-    value = _value(members)
-    low, high = intervals.percentile_interval(drawn)
-    return {
-        **members[0],
-        "group": role,
-        "value": value,
-        "ci_low": None if value is None else low,
-        "ci_high": None if value is None else high,
-        "n_ood": sum(r["n_ood"] for r in members),
-        "n_clusters": None,
-        "direction": "per set",
-    }
-
-
-def trivial_table(rows: Iterable[Row]) -> pa.Table:
-    """Rows of ``trivial_metrics`` as a table, in the order given."""
-    listed = list(rows)
-    return store.table_from_columns(
-        {name: [r[name] for r in listed] for name, _ in TRIVIAL_FIELDS}, store.schema(TRIVIAL_FIELDS)
-    )
 
 
 # --------------------------------------------------------------------------------------------------------------- tables

@@ -74,6 +74,10 @@ def write_costs(plan: Plan, output: Path) -> None:
                     "device": costs.get("device"),
                 }
             )
+    for path in sorted(Path("results/costs").glob("**/*.json")):
+        whole = store.read_json(path)
+        pieces = path.relative_to("results/costs").with_suffix("").parts
+        rows.append({**dict.fromkeys(n for n, _ in store.COST_FIELDS), "rule": pieces[0], "job": "/".join(pieces[1:]), **whole})
     names = [name for name, _ in store.COST_FIELDS]
     table = store.table_from_columns({n: [r[n] for r in rows] for n in names}, store.schema(store.COST_FIELDS))
     store.write_table(output, table, TABLE_METADATA)

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from windtunnel.present import style, words
 from windtunnel.present.select import absent, first, full_name, only
-from windtunnel.present.tables import defense_order, ood_defended_rows, score_order
+from windtunnel.present.style import defense_order
+from windtunnel.present.tables_ood import ood_defended_rows, score_order
 
 TITLE = "Out-of-distribution detection behind a defense"
 ROLES = {"near_ood": "near mean", "far_ood": "far mean"}
@@ -49,8 +50,8 @@ def ood_defended(metrics: pd.DataFrame) -> Figure:
                         counts.add((int(row["n_id"]), int(row["n_ood"])))
             seaborn.heatmap(
                 values, ax=axes, annot=texts, fmt="", cmap=style.SEQUENTIAL, vmin=0.5, vmax=1.0, cbar=False,
-                linewidths=1, square=False, annot_kws={"fontsize": 6.5 if len(defenses) > 4 else 7.5},
-                xticklabels=defenses, yticklabels=[words.score(s) for s in names] if axes is line[0] else False,
+                linewidths=1,
+                annot_kws={"color": style.INK, "fontsize": 6.5 if len(defenses) > 4 else 7.5}, xticklabels=defenses, yticklabels=[words.score(s) for s in names] if axes is line[0] else False,
             )  # fmt: skip
             axes.tick_params(length=0)
             axes.grid(False)

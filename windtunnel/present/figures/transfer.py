@@ -56,7 +56,8 @@ def transfer(metrics: pd.DataFrame) -> Figure:
     figure = style.new_figure(width=min(style.WIDTH, 3.4 + 0.95 * len(targets)), height=1.35 + 0.55 * len(sources))
     axes = figure.subplots()
     seaborn.heatmap(values, ax=axes, annot=texts, fmt="", cmap=style.SEQUENTIAL, vmin=0, vmax=1, cbar=False,
-    linewidths=1, xticklabels=targets, yticklabels=sources, annot_kws={"fontsize": 7.5})  # fmt: skip
+    linewidths=1, xticklabels=targets, yticklabels=sources,
+                    annot_kws={"fontsize": 7.5, "color": style.INK})  # fmt: skip
     axes.tick_params(length=0)
     axes.grid(False)
     axes.set_xlabel("judged model")

@@ -1,0 +1,219 @@
+"""Catalogue, config and plan: what is refused, what is collapsed, what is identity."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+from workflow import ROOT
+
+from windtunnel.catalogue import Catalogue, ConfigError
+from windtunnel.plan import JOB_VERSIONS, Plan
+
+MODEL = "digits-cnn"
+SET = "photodigits.test"
+
+
+def plan(*blocks: dict[str, Any], **more: Any) -> Plan:
+    return Plan.of({"scores": ["msp", "energy"], "blocks": list(blocks), **more}, source="run.yaml")
+
+
+def problems(*blocks: dict[str, Any], **more: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        plan(*blocks, **more)
+    return caught.value.problems
+
+
+def block(**more: Any) -> dict[str, Any]:
+    return {"images": SET, "models": MODEL, "n": 8, **more}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("**/*.yaml")), ids=lambda p: p.name)
+def test_shipped_configs_are_valid(path: Any) -> None:
+    found = Plan.of(yaml.safe_load(path.read_text()), source=path.name)
+    assert found.cells
+    assert found.bill()["cells"] == len(found.cells)
+
+
+REFUSED = {
+    "unknown key": (block(defences="jpeg-50"), ["run.yaml: blocks[0].defences", "did you mean 'defenses'"]),
+    "wrong type": (block(n="many"), ["blocks[0].n"]),
+    "empty list": (block(models=[]), ["blocks[0].models", "select nothing"]),
+    "duplicate in list": (block(models=[MODEL, MODEL]), ["blocks[0].models", "duplicate name"]),
+    "unknown model": (block(models="digits-cn"), ["blocks[0].models[0]", "did you mean 'digits-cnn'"]),
+    "unknown seed": (block(models="digits-cnn-s9"), ["no training seed 9"]),
+    "unknown set": (block(images="photodigits.tset"), ["blocks[0].images[0]", "did you mean 'test'"]),
+    "unknown dataset": (block(images="cifar.test"), ["unknown data set 'cifar'"]),
+    "unknown attack": (block(attacks="pdg20", threats="linf-8"), ["did you mean 'pgd20'"]),
+    "unknown threat": (block(attacks="pgd20", threats="linf-9"), ["unknown threat 'linf-9'"]),
+    "unknown defense": (block(defenses="jpg-50"), ["unknown defense 'jpg'", "did you mean 'jpeg'"]),
+    "strength out of range": (block(defenses="jpeg-101"), ["quality must be 1 to 100"]),
+    "strength missing": (block(defenses="jpeg"), ["needs a number"]),
+    "strength not taken": (block(defenses="wavelet-3"), ["takes no number"]),
+    "one round": (block(defenses="jpeg-50-x1"), ["starts at 2"]),
+    "attack without threat": (block(attacks="pgd20"), ["blocks[0].threats", "need a threat"]),
+    "threat without attack": (block(threats="linf-8"), ["blocks[0].attacks", "need an attack"]),
+    "norm": (block(attacks="square-300", threats="l2-50"), ["blocks[0].threats[0]", "not for the l2 threat"]),
+    "rule": (
+        block(attacks="pgd20", threats="linf-8", defenses="jpeg-50", through="surogate-1"),
+        ["no backward rule 'surogate-1'", "did you mean 'surrogate-1'"],
+    ),
+    "through nothing": (block(attacks="pgd20", threats="linf-8", through="identity"), ["no defense to go through"]),
+    "through without attack": (block(defenses="jpeg-50", through="identity"), ["no attack to go through"]),
+    "search on another pipeline": (
+        block(attacks="pgd20", threats="linf-8", mode="search", defenses=["none", "jpeg-50"]),
+        ["blocks[0].mode", "not made on", "mode: full"],
+    ),
+    "search transferred": (
+        block(attacks="pgd20", threats="linf-8", mode="search", sources="digits-cnn-s1"),
+        ["may not be transferred"],
+    ),
+    "search scored": (block(attacks="pgd20", threats="linf-8", mode="search", scores="all"), ["may not be scored"]),
+    "search iterates": (block(attacks="pgd20", threats="linf-8", mode="search", iterates=["last"]), ["blocks[0].iterates"]),
+    "no labels": (block(images="photodigits.letters", attacks="pgd20", threats="linf-8"), ["no labels to attack"]),
+    "role": (block(images="photodigits.test", role="ood"), ["has role id, but the block says ood"]),
+    "score not of the run": (block(scores=["vim"]), ["'vim' is not among the run's scores"]),
+    "shift": (block(shifts="gaussian_noise-7"), ["severity must be one of"]),
+    "unknown shift": (block(shifts="gausian_noise-1"), ["did you mean 'gaussian_noise'"]),
+    "shift without margin": (block(images="photodigits.science", shifts="pixel_shift-1"), ["no margin", "cyclic_shift-1"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    wrong, pieces = REFUSED[name]
+    found = "\n".join(problems(wrong))
+    for piece in pieces:
+        assert piece in found
+
+
+def test_all_problems_at_once_and_each_with_its_place() -> None:
+    found = problems(block(models="x", defenses="y-1"), block(attacks="z", threats="linf-8"), scores=["nope"])
+    assert len(found) == 4
+    assert all(p.startswith("run.yaml: ") for p in found)
+
+
+def test_budgets_need_their_unit() -> None:
+    threats = {"none-given": {"norm": "linf"}, "both": {"norm": "linf", "eps": 0.1, "eps_255": 8}, "levels": {"norm": "linf", "eps": 8}}
+    found = "\n".join(problems(block(), catalogue={"threats": threats}))
+    assert found.count("a budget needs its unit") == 2
+    assert "did you mean eps_255: 8?" in found
+
+
+def test_user_entries() -> None:
+    found = "\n".join(problems(block(), catalogue={"threats": {"linf-8": {"norm": "linf", "eps_255": 8}}}))
+    assert "catalogue.threats.linf-8: duplicate name" in found
+    found = "\n".join(problems(block(), catalogue={"attacks": {"mine": {"method": "nowhere.py"}}}))
+    assert "no file" in found
+    found = "\n".join(
+        problems(
+            block(attacks="fast", threats="linf-8"), catalogue={"attacks": {"fast": {"method": "pgd", "settings": {"stepz": 3}}}}
+        )
+    )
+    assert "unknown setting 'stepz'" in found
+    assert "did you mean 'step" in found
+    own = plan(
+        block(attacks="fast", threats="mine"),
+        catalogue={
+            "attacks": {"fast": {"method": "pgd", "settings": {"steps": 3}}},
+            "threats": {"mine": {"norm": "linf", "eps_255": 6}},
+        },
+    )
+    (cell,) = own.cells
+    settings = own.attack_settings(cell.cell.attack)  # type: ignore[arg-type]
+    assert settings["settings"]["steps"] == 3
+    assert settings["threat"] == {"norm": "linf", "eps": 6 / 255}
+
+
+def test_union_collapses_duplicates_and_takes_the_larger_n() -> None:
+    found = plan(block(n=8), block(n=20, defenses=["none", "jpeg-50"]), block(n=8, scores="all"))
+    assert [(w.cell.defense, w.n, w.scores) for w in found.cells] == [
+        ("none", 20, ("msp", "energy")),
+        ("jpeg-50", 20, ()),
+    ]
+
+
+def test_meaningless_combinations_collapse() -> None:
+    crossed = plan(block(attacks=["none", "pgd20"], threats=["none", "linf-4", "linf-8"]))
+    assert [(w.cell.attack.threat if w.cell.attack else "clean") for w in crossed.cells] == ["clean", "linf-4", "linf-8"]
+    through = plan(
+        block(attacks="pgd20", threats="linf-8", defenses=["none", "jpeg-50", "jpeg-50-x2"], through=["surrogate-n", "surrogate-1"])
+    )
+    assert [(w.cell.defense, w.cell.through) for w in through.cells] == [
+        ("none", "bare"),
+        ("jpeg-50", "surrogate-1"),
+        ("jpeg-50-x2", "surrogate-n"),
+        ("jpeg-50-x2", "surrogate-1"),
+    ]
+
+
+def test_seeds_and_names() -> None:
+    found = plan(block(seeds="all"))
+    assert found.judges == ["digits-cnn", "digits-cnn-s1", "digits-cnn-s2", "digits-cnn-s3", "digits-cnn-s4"]
+    assert plan(block(models="digits-cnn-s0")).judges == ["digits-cnn"]
+
+
+def test_an_unaware_attack_and_one_on_the_bare_model_are_one_attack() -> None:
+    found = plan(block(attacks="pgd20", threats="linf-8", defenses=["none", "jpeg-50", "median-3"]))
+    assert len(found.cells) == 3
+    assert len(found.attack_jobs[(MODEL, SET, "bare")]) == 1
+
+
+def test_identity_follows_what_matters_and_nothing_else() -> None:
+    base = plan(block(attacks="pgd20", threats="linf-8"))
+    (cell,) = base.cells
+
+    def of(found: Plan) -> tuple[str, str]:
+        wildcards = {"model": MODEL, "set": SET, "batch": "bare"}
+        return found.cell_id(found.cells[0].cell), found.digest("attack", **wildcards)
+
+    assert of(plan(block(attacks="pgd20", threats="linf-8", name="other"))) == of(base)
+    more = plan(block(attacks="pgd20", threats="linf-8"), name="renamed", replicates=500, scores=[])
+    assert of(more) == of(base)
+    larger = plan(block(attacks="pgd20", threats="linf-8", n=9))
+    assert of(larger)[0] == of(base)[0]
+    assert of(larger)[1] != of(base)[1]
+    seeded = plan(block(attacks="pgd20", threats="linf-8", attack_seeds=1))
+    assert of(seeded)[0] != of(base)[0]
+    assert cell.cell.attack is not None
+
+
+def test_a_raised_algorithm_version_is_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    from windtunnel import registry
+
+    base = plan(block(defenses="jpeg-50"))
+    before = base.cell_id(base.cells[0].cell)
+    card = registry.card("defense", "jpeg")
+    raised = dataclasses.replace(card, constants={**card.constants, "algorithm_version": card.algorithm_version + 1})
+    monkeypatch.setattr(Catalogue, "_card", lambda self, kind, method: raised)
+    after = Plan.of({"blocks": [block(defenses="jpeg-50")]})
+    assert after.cell_id(after.cells[0].cell) != before
+
+
+def test_every_job_has_a_digest_and_planning_is_light() -> None:
+    found = Plan.of(yaml.safe_load((ROOT / "config/tiny.yaml").read_text()))
+    digests = set()
+    for (model, name, batch), keys in found.attack_jobs.items():
+        digests.add(found.digest("attack", model=model, set=name, batch=batch))
+        assert keys
+    for model, batch in found.observe_jobs:
+        digests.add(found.digest("observe", model=model, batch=batch))
+        digests.add(found.digest("score", model=model, batch=batch))
+    assert len(digests) == len(found.attack_jobs) + 2 * len(found.observe_jobs)
+    code = "import sys; from windtunnel.plan import Plan; import yaml; Plan.of(yaml.safe_load(open('config/config.yaml'))); print('torch' in sys.modules, 'skimage' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["False", "False"]
+    assert set(JOB_VERSIONS) >= {"attack", "observe", "score", "purify_shared"}
+
+
+def test_planning_a_thousand_cells_takes_milliseconds_each() -> None:
+    """Not a time limit: the number of settings computed per cell does not grow with the number of cells."""
+    qualities = [f"jpeg-{q}" for q in range(1, 101)]
+    found = plan(block(defenses=qualities, seeds="all", attacks=["none", "pgd20"], threats=["none", "linf-4"]))
+    assert len(found.cells) == 100 * 5 * 2
+    assert len({found.cell_id(w.cell) for w in found.cells}) == 1000
