@@ -1,9 +1,9 @@
 """Windtunnel: what happens to an image classifier when the world is not kind. Targets and includes, nothing else.
 
-    snakemake --cores 8              the whole run of config/config.yaml: tables, figures, results/report.html
-    snakemake --cores 8 tables       up to a milestone: images, models, attacks, defenses, scores, tables, figures
-    snakemake bill                   what the run would cost, before it runs
-    snakemake --cores 8 --configfile config/tiny.yaml      another run
+snakemake --cores 8              the whole run of config/config.yaml: tables, figures, results/report.html
+snakemake --cores 8 tables       up to a milestone: images, models, attacks, defenses, scores, tables, figures
+snakemake bill                   what the run would cost, before it runs
+snakemake --cores 8 --configfile config/tiny.yaml      another run
 """
 
 from snakemake.utils import min_version

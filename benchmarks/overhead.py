@@ -1,9 +1,11 @@
 """The default run's wall time over its useful compute: `python benchmarks/overhead.py [config] [--cores N]`.
 
-Useful compute is the CPU time that parts took to make (attacks, observations, purification, image sets: imports and model
-loading left out) plus that of the score, summary and presentation jobs from their first piece of work on. Everything else is
-overhead: Snakemake, process starts, imports. The run is made in a temporary folder from nothing; one line is printed and one row
-written to results/benchmarks/overhead.parquet. On a machine that others use, read the CPU columns.
+Useful compute is the CPU time that parts took to make (attacks, observations, purification, image sets: imports and
+model
+loading left out) plus that of the score, summary and presentation jobs from their first piece of work on. Everything
+else is
+overhead: Snakemake, process starts, imports. The run is made in a temporary folder from nothing; one line is printed
+and one row written to results/benchmarks/overhead.parquet. On a machine that others use, read the CPU columns.
 """
 
 from __future__ import annotations
@@ -24,7 +26,15 @@ import pyarrow.parquet as pq
 from windtunnel import store
 
 ROOT = Path(__file__).resolve().parents[1]
-WHOLE_JOBS = ("score", "summarise_model", "summarise_metrics", "summarise_cells", "summarise_costs", "present_tables", "present_figures")
+WHOLE_JOBS = (
+    "score",
+    "summarise_model",
+    "summarise_metrics",
+    "summarise_cells",
+    "summarise_costs",
+    "present_tables",
+    "present_figures",
+)
 
 
 def useful_seconds(folder: Path) -> dict[str, float]:
@@ -47,11 +57,19 @@ def main() -> None:
     parser.add_argument("config", nargs="?", default=str(ROOT / "config/config.yaml"))
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     wanted = parser.parse_args()
-    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile"), "--cores", str(wanted.cores)]
+    command = [
+        str(Path(sys.executable).with_name("snakemake")),
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--cores",
+        str(wanted.cores),
+    ]
     with tempfile.TemporaryDirectory() as name:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         started = time.perf_counter()
-        subprocess.run([*command, "--configfile", str(Path(wanted.config).resolve()), "--quiet", "all"], cwd=name, check=True)
+        subprocess.run(
+            [*command, "--configfile", str(Path(wanted.config).resolve()), "--quiet", "all"], cwd=name, check=True
+        )
         wall = time.perf_counter() - started
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         useful = useful_seconds(Path(name))
@@ -64,7 +82,14 @@ def main() -> None:
     )
     for rule, seconds in sorted(useful.items(), key=lambda kv: -kv[1]):
         print(f"  {rule:20s} {seconds:8.1f} s useful")
-    row = {"wall": wall, "cores": wanted.cores, "cpu": cpu, "useful": total, "ratio_wall": ratio_wall, "ratio_cpu": ratio_cpu}
+    row = {
+        "wall": wall,
+        "cores": wanted.cores,
+        "cpu": cpu,
+        "useful": total,
+        "ratio_wall": ratio_wall,
+        "ratio_cpu": ratio_cpu,
+    }
     store.write_table(Path("results/benchmarks/overhead.parquet"), pa.Table.from_pylist([row]))
 
 

@@ -1,4 +1,4 @@
-"""What every rule needs: the plan of this run, checked before anything is planned; locks and damaged parts of a killed run.
+"""Shared by all stages: the plan of this run, checked before any job; locks and damaged parts of a killed run.
 
 In: the config. Out: PLAN and the helpers below. Nothing here computes.
 """
@@ -57,6 +57,12 @@ def plan_digest(rule_name):
         return PLAN.digest(rule_name, **dict(wildcards.items()))
 
     return digest
+
+
+def shipped_card(wildcards):
+    """The card of shipped weights, if there is one: a new card provides the model again."""
+    card = Path(workflow.basedir) / "resources" / "models" / wildcards.model / "card.json"
+    return [str(card)] if card.is_file() else []
 
 
 def attempt_number(wildcards, attempt):

@@ -1,12 +1,6 @@
 """Models. In: shipped weights under resources/models where their card fits the recipe. Out: results/models/{model}/."""
 
 
-def shipped_card(wildcards):
-    """The card of shipped weights, if there is one: a new card provides the model again."""
-    card = Path(workflow.basedir) / "resources" / "models" / wildcards.model / "card.json"
-    return [str(card)] if card.is_file() else []
-
-
 rule model_provide:
     """Copy shipped weights, or train the model from its recipe with progress, seed and card."""
     input:

@@ -50,7 +50,7 @@ def cell(
     attack_seed: int = 0,
     mode: str = "full",
     iterate: str = "best",
-    n_backward: int = 20,
+    n_backward: int | None = 20,
     status: str | Sequence[str] = "ok",
     **columns: Any,
 ) -> pd.DataFrame:
@@ -102,7 +102,7 @@ def cell(
         "bpp_file": [6.1] * n if defense.startswith("jpeg") else [None] * n,
         "bpp_payload": [1.1] * n if defense.startswith("jpeg") else [None] * n,
         "success_float": (~outcome).tolist() if attacked else [None] * n,
-        "n_forward": [n_backward + 1 if attacked else None] * n,
+        "n_forward": [n_backward + 1 if attacked and n_backward is not None else None] * n,
         "n_backward": [n_backward if attacked else None] * n,
         "zero_gradient": [False if attacked else None] * n,
         "status": states.tolist(),

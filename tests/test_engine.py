@@ -142,6 +142,23 @@ def test_ties_and_the_best_iterate_agree_with_argmax() -> None:
     assert result.success.tolist() == [False, True]  # argmax of a tie is class 0
 
 
+def test_a_fooled_iterate_is_not_displaced_by_an_unfooled_one_of_the_same_margin() -> None:
+    class Ties(torch.nn.Module):
+        """Class 1 ties with class 0 (wrong, by argmax) after one step and with class 2 (right) after two."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            climbed = torch.round(x[:, 0, 0, 0] * 255) - 100
+            zero, one = torch.zeros_like(climbed), torch.ones_like(climbed)
+            return torch.stack([torch.where(climbed == 1, one, zero), one, torch.where(climbed == 2, one, zero)], dim=1)
+
+    _, images, _ = climbing(2, [0, 0])
+    result = run_attack(
+        Ties().eval(), Climb(log=[]), images, np.ones(2, int), ids(2), eps=6 / 255, norm="linf", mode="full"
+    )
+    assert result.success.all() and (result.best_margin == 0).all()
+    assert np.allclose((result.best - images) * 255, 1, atol=1e-3)
+
+
 # ------------------------------------------------------------------------------------------------------- invariances
 
 
@@ -177,6 +194,9 @@ def test_random_streams_depend_on_seed_and_sample_only() -> None:
     whole = RowRandom.keyed(5, ["a", "b", "c"]).uniform(12)
     assert torch.equal(first, whole[:, :4]) and torch.equal(third[0], whole[0, 4:8])
     assert torch.equal(second[0], whole[1, 4:8]) and torch.equal(third[1], whole[1, 8:])
+    longer = RowRandom.keyed(5, ["a", "b", "c"]).uniform(16)
+    fourth = many.uniform(4)  # the streams were shared, not copied: each goes on where its row stopped
+    assert torch.equal(fourth[0], longer[0, 8:12]) and torch.equal(fourth[1:], torch.stack([longer[1, 12:], longer[2, 12:]]))
     drawn = RowRandom.keyed(0, range(500)).integers(torch.arange(1, 501))
     assert drawn.shape == (500,) and (drawn >= 0).all() and (drawn < torch.arange(1, 501)).all()
     normal = RowRandom.keyed(0, range(4)).normal(3, 50, 50)

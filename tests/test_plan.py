@@ -72,13 +72,19 @@ REFUSED = {
         ["may not be transferred"],
     ),
     "search scored": (block(attacks="pgd20", threats="linf-8", mode="search", scores="all"), ["may not be scored"]),
-    "search iterates": (block(attacks="pgd20", threats="linf-8", mode="search", iterates=["last"]), ["blocks[0].iterates"]),
+    "search iterates": (
+        block(attacks="pgd20", threats="linf-8", mode="search", iterates=["last"]),
+        ["blocks[0].iterates"],
+    ),
     "no labels": (block(images="photodigits.letters", attacks="pgd20", threats="linf-8"), ["no labels to attack"]),
     "role": (block(images="photodigits.test", role="ood"), ["has role id, but the block says ood"]),
     "score not of the run": (block(scores=["vim"]), ["'vim' is not among the run's scores"]),
     "shift": (block(shifts="gaussian_noise-7"), ["severity must be one of"]),
     "unknown shift": (block(shifts="gausian_noise-1"), ["did you mean 'gaussian_noise'"]),
-    "shift without margin": (block(images="photodigits.science", shifts="pixel_shift-1"), ["no margin", "cyclic_shift-1"]),
+    "shift without margin": (
+        block(images="photodigits.science", shifts="pixel_shift-1"),
+        ["no margin", "cyclic_shift-1"],
+    ),
 }
 
 
@@ -97,7 +103,11 @@ def test_all_problems_at_once_and_each_with_its_place() -> None:
 
 
 def test_budgets_need_their_unit() -> None:
-    threats = {"none-given": {"norm": "linf"}, "both": {"norm": "linf", "eps": 0.1, "eps_255": 8}, "levels": {"norm": "linf", "eps": 8}}
+    threats = {
+        "none-given": {"norm": "linf"},
+        "both": {"norm": "linf", "eps": 0.1, "eps_255": 8},
+        "levels": {"norm": "linf", "eps": 8},
+    }
     found = "\n".join(problems(block(), catalogue={"threats": threats}))
     assert found.count("a budget needs its unit") == 2
     assert "did you mean eps_255: 8?" in found
@@ -110,7 +120,8 @@ def test_user_entries() -> None:
     assert "no file" in found
     found = "\n".join(
         problems(
-            block(attacks="fast", threats="linf-8"), catalogue={"attacks": {"fast": {"method": "pgd", "settings": {"stepz": 3}}}}
+            block(attacks="fast", threats="linf-8"),
+            catalogue={"attacks": {"fast": {"method": "pgd", "settings": {"stepz": 3}}}},
         )
     )
     assert "unknown setting 'stepz'" in found
@@ -138,9 +149,18 @@ def test_union_collapses_duplicates_and_takes_the_larger_n() -> None:
 
 def test_meaningless_combinations_collapse() -> None:
     crossed = plan(block(attacks=["none", "pgd20"], threats=["none", "linf-4", "linf-8"]))
-    assert [(w.cell.attack.threat if w.cell.attack else "clean") for w in crossed.cells] == ["clean", "linf-4", "linf-8"]
+    assert [(w.cell.attack.threat if w.cell.attack else "clean") for w in crossed.cells] == [
+        "clean",
+        "linf-4",
+        "linf-8",
+    ]
     through = plan(
-        block(attacks="pgd20", threats="linf-8", defenses=["none", "jpeg-50", "jpeg-50-x2"], through=["surrogate-n", "surrogate-1"])
+        block(
+            attacks="pgd20",
+            threats="linf-8",
+            defenses=["none", "jpeg-50", "jpeg-50-x2"],
+            through=["surrogate-n", "surrogate-1"],
+        )
     )
     assert [(w.cell.defense, w.cell.through) for w in through.cells] == [
         ("none", "bare"),
@@ -205,7 +225,10 @@ def test_every_job_has_a_digest_and_planning_is_light() -> None:
         digests.add(found.digest("observe", model=model, batch=batch))
         digests.add(found.digest("score", model=model, batch=batch))
     assert len(digests) == len(found.attack_jobs) + 2 * len(found.observe_jobs)
-    code = "import sys; from windtunnel.plan import Plan; import yaml; Plan.of(yaml.safe_load(open('config/config.yaml'))); print('torch' in sys.modules, 'skimage' in sys.modules)"
+    code = (
+        "import sys, yaml; from windtunnel.plan import Plan; Plan.of(yaml.safe_load(open('config/config.yaml')));"
+        "print('torch' in sys.modules, 'skimage' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.split() == ["False", "False"]
     assert set(JOB_VERSIONS) >= {"attack", "observe", "score", "purify_shared"}

@@ -20,7 +20,9 @@ def table(value: int = 1, rows: int = 5) -> pa.Table:
     return pa.table({"x": np.full(rows, value)})
 
 
-@given(st.dictionaries(st.text(), st.one_of(st.integers(), st.text(), st.floats(allow_nan=False, allow_infinity=False))))
+@given(
+    st.dictionaries(st.text(), st.one_of(st.integers(), st.text(), st.floats(allow_nan=False, allow_infinity=False)))
+)
 def test_equal_settings_have_one_digest(settings: dict) -> None:
     turned = dict(reversed(list(settings.items())))
     assert store.digest(settings) == store.digest(turned)
@@ -60,7 +62,12 @@ def test_equal_tables_are_equal_bytes_and_damage_is_seen(tmp_path: Path) -> None
 def test_columns_null_scalars_masks_and_matrices() -> None:
     schema = store.schema([("a", pa.int32()), ("b", pa.string()), ("c", pa.float32()), ("d", pa.list_(pa.float32()))])
     made = store.table_from_columns(
-        {"a": np.ma.masked_array([1, 2], mask=[False, True]), "b": "word", "d": np.arange(6, dtype=np.float32).reshape(2, 3)}, schema
+        {
+            "a": np.ma.masked_array([1, 2], mask=[False, True]),
+            "b": "word",
+            "d": np.arange(6, dtype=np.float32).reshape(2, 3),
+        },
+        schema,
     )
     assert made.to_pylist() == [
         {"a": 1, "b": "word", "c": None, "d": [0.0, 1.0, 2.0]},
@@ -117,7 +124,9 @@ def test_a_failed_cell_is_a_status_part_and_is_tried_again(tmp_path: Path) -> No
     assert parts["good"].status == "ok"
     assert failed_parts([manifest]) == [(str(manifest), "bad", "ZeroDivisionError: by zero")]
     broken[0] = False
-    assert {p.key: p.status for p in make_parts(manifest, "p", makings)} == {"bad": "error", "good": "ok"}, "not before the verdict"
+    assert {p.key: p.status for p in make_parts(manifest, "p", makings)} == {"bad": "error", "good": "ok"}, (
+        "not before the verdict"
+    )
     forget_failed([manifest])
     assert not manifest.exists()
     assert {p.key: p.status for p in make_parts(manifest, "p", makings)} == {"bad": "ok", "good": "ok"}
@@ -132,11 +141,12 @@ def test_the_cell_on_which_a_job_was_killed_is_passed_over_by_its_second_attempt
         "import os, signal, sys, pyarrow as pa\nfrom windtunnel.jobs import Making, make_parts\n"
         "def die():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "def fine():\n    return pa.table({'x': [1]}), {}, None\n"
-        "make_parts('job.json', 'p', [Making('a', 'a', fine), Making('k', 'k', die), Making('z', 'z', fine)], attempt=int(sys.argv[1]))\n"
+        "makings = [Making('a', 'a', fine), Making('k', 'k', die), Making('z', 'z', fine)]\n"
+        "make_parts('job.json', 'p', makings, attempt=int(sys.argv[1]))\n"
     )
-    first = subprocess.run([sys.executable, "-c", code, "1"], cwd=tmp_path)
+    first = subprocess.run([sys.executable, "-c", code, "1"], cwd=tmp_path, check=False)
     assert first.returncode == -signal.SIGKILL
-    assert subprocess.run([sys.executable, "-c", code, "2"], cwd=tmp_path).returncode == 0
+    subprocess.run([sys.executable, "-c", code, "2"], cwd=tmp_path, check=True)
     parts = store.read_manifest(tmp_path / "job.json")
     assert {k: p.status for k, p in parts.items()} == {"a": "ok", "k": "error", "z": "ok"}
     assert "was killed" in (parts["k"].reason or "")
@@ -144,7 +154,9 @@ def test_the_cell_on_which_a_job_was_killed_is_passed_over_by_its_second_attempt
 
 def test_damaged_parts_are_removed_at_the_start(tmp_path: Path) -> None:
     manifest = tmp_path / "observed" / "m" / "clean.json"
-    make_parts(manifest, "p", [Making("a", "a", lambda: (table(), {}, None)), Making("b", "b", lambda: (table(2), {}, None))])
+    make_parts(
+        manifest, "p", [Making("a", "a", lambda: (table(), {}, None)), Making("b", "b", lambda: (table(2), {}, None))]
+    )
     assert remove_damaged(tmp_path, 100) == []
     path = store.checked_file(manifest, store.read_manifest(manifest)["a"])
     path.write_bytes(b"x" + path.read_bytes()[1:])
@@ -163,6 +175,8 @@ def test_loading_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="schema version 99"):
         store.load(tmp_path, "metrics")
     for name, content in (("a", table()), ("b", pa.table({"y": [1]}))):
-        store.write_table(tmp_path / "tables" / "samples" / f"{name}.parquet", content, {"schema_version": store.SCHEMA_VERSION})
+        store.write_table(
+            tmp_path / "tables" / "samples" / f"{name}.parquet", content, {"schema_version": store.SCHEMA_VERSION}
+        )
     with pytest.raises(StoreError, match="other columns"):
         store.load(tmp_path)

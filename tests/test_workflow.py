@@ -1,4 +1,4 @@
-"""The workflow as a user sees it: one tiny run, then what a second run, a new defense, a new score and a kill do to it."""
+"""The workflow as a user sees it: a tiny run, then what a second run, a new defense, a new score, a kill do to it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_tables_hold_together(finished: Run) -> None:
 
 
 def test_the_science_shows(finished: Run) -> None:
-    """Loose on purpose (32 images): an undefended model falls, noise does not fool it, JPEG recovers part of an unaware attack."""
+    """Loose on purpose (32 images): a bare model falls, noise does not fool it, JPEG helps if it is ignored."""
     samples = windtunnel.load(finished.folder / "results")
     samples = samples[(samples["model"] == "digits-cnn") & (samples["split"] == "test")]
 
@@ -157,7 +157,8 @@ def test_methods_of_the_users_own(copied: Run) -> None:
         "from windtunnel.attacks.base import Attack\n\n\n"
         "@dataclass(frozen=True, kw_only=True)\nclass Upward(Attack):\n"
         '    """Brighter by the whole budget."""\n\n'
-        '    norms: ClassVar[tuple[str, ...]] = ("linf",)\n    uses_gradient: ClassVar[bool] = False\n    share: float = 1.0\n\n'
+        '    norms: ClassVar[tuple[str, ...]] = ("linf",)\n    uses_gradient: ClassVar[bool] = False\n'
+        "    share: float = 1.0\n\n"
         "    @property\n    def max_steps(self):\n        return 1\n\n"
         '    def init(self, x0, y, eps, norm, generators, query):\n        return {"x": x0}\n\n'
         "    def step(self, rows, norm, generators, query):\n"
@@ -191,7 +192,14 @@ def test_methods_of_the_users_own(copied: Run) -> None:
     config["scores"].append("size")
     config["blocks"][0]["defenses"].append("mirror")
     config["blocks"].append(
-        {"images": "photodigits.test", "n": 16, "models": "digits-cnn", "attacks": "upward", "threats": "linf-8", "mode": "search"}
+        {
+            "images": "photodigits.test",
+            "n": 16,
+            "models": "digits-cnn",
+            "attacks": "upward",
+            "threats": "linf-8",
+            "mode": "search",
+        }
     )
     copied.configure(config).snakemake("tables")
     samples = windtunnel.load(copied.folder / "results")
@@ -222,13 +230,16 @@ def test_the_bill_and_a_bad_config(copied: Run) -> None:
     config["blocks"][4].pop("defences")
     config["blocks"][5]["n"] = 16
     out = copied.configure(config).snakemake("--dry-run", ok=False)
-    for piece in ("scores[0]: unknown score 'mps'; did you mean 'msp'?", "blocks[3].threats[0]: unknown threat 'linf-9000'"):
+    for piece in (
+        "scores[0]: unknown score 'mps'; did you mean 'msp'?",
+        "blocks[3].threats[0]: unknown threat 'linf-9000'",
+    ):
         assert piece in out, piece
     assert "Traceback" not in out
 
 
 def test_killed_at_random_moments_then_the_same_bytes(finished: Run, tmp_path: Path) -> None:
-    """The whole process group by SIGKILL, ten times; every start must get past the stale lock, and nothing may differ."""
+    """The whole process group, ten times; every start must get past the stale lock, and nothing may differ."""
     run = Run(tmp_path / "killed").configure(tiny())
     rng = random.Random(20261120)
     kept: list[int] = []
@@ -255,7 +266,11 @@ def test_two_runs_on_one_folder(copied: Run) -> None:
     config["blocks"][3]["attacks"].append("pgd50")
     copied.configure(config)
     first = subprocess.Popen(
-        copied.command("attacks"), cwd=copied.folder, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
+        copied.command("attacks"),
+        cwd=copied.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     try:
         locks = copied.folder / ".snakemake" / "locks"

@@ -49,6 +49,7 @@ class Run:
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, **(env or {})},
+            check=False,
         )
         logs = "" if (done.returncode == 0) == ok else self.logs()
         assert (done.returncode == 0) == ok, done.stdout[-6000:] + logs
@@ -68,7 +69,10 @@ class Run:
 
     def data(self) -> dict[str, bytes]:
         """The bytes of samples, cells and metrics: what must not depend on cores, order, kills or resumes."""
-        paths = [*sorted((self.folder / "results/tables/samples").glob("*.parquet")), *(self.folder / t for t in DATA_TABLES)]
+        paths = [
+            *sorted((self.folder / "results/tables/samples").glob("*.parquet")),
+            *(self.folder / t for t in DATA_TABLES),
+        ]
         return {str(p.relative_to(self.folder)): p.read_bytes() for p in paths}
 
     def table(self, name: str) -> list[dict[str, Any]]:

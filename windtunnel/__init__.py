@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 RESOURCES = Path(__file__).resolve().parent.parent / "resources"
-"""Small inputs that ship with the repository (trained weights); absent from an installed wheel, then models are trained."""
+"""Small inputs that ship with the repository (trained weights); without them models are trained."""
 __all__ = ["RESOURCES", "__version__", "load"]
 
 

@@ -5,8 +5,8 @@ parallelism comes from jobs. The variables must be set before torch is imported,
 torch inside this package imports it through here: ``from windtunnel.backend import torch``.
 
 timm imports torchvision, and the registry's torchvision is built against a CUDA torch: beside a CPU build its compiled
-operators cannot be loaded and the import fails at ``register_fake('torchvision::nms')``. If, and only if, that is so, the
-schemas of the two operators that torchvision describes at import time are declared first; nothing here calls them.
+operators cannot be loaded and the import fails at ``register_fake('torchvision::nms')``. If, and only if, that is so,
+the schemas of the two operators that torchvision describes at import time are declared first; nothing here calls them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
-import torch  # noqa: E402
+import torch
 
 torch.set_num_threads(1)
 
 _DECLARED: list[torch.library.Library] = []
-_SCHEMAS = {
-    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-}
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
 
 
 def declare_torchvision_operators() -> bool:
@@ -36,7 +36,7 @@ def declare_torchvision_operators() -> bool:
     if _DECLARED:
         return True
     try:
-        import torchvision  # noqa: F401
+        import torchvision  # noqa: F401 (asked for its effect)
 
         return False
     except (ImportError, RuntimeError, OSError):
@@ -46,7 +46,7 @@ def declare_torchvision_operators() -> bool:
     for name in [m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")]:
         del sys.modules[name]
     library = torch.library.Library("torchvision", "FRAGMENT")
-    for name, schema in _SCHEMAS.items():
+    for schema in _SCHEMAS:
         try:
             library.define(schema)
         except RuntimeError:  # already declared by a half-loaded torchvision

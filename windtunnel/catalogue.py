@@ -55,7 +55,7 @@ class Entry(BaseModel):
 
 
 class Threat(Entry):
-    """A norm with its budget. The unit is in the key: ``eps_255`` counts 255ths of the pixel range, ``eps`` is a fraction."""
+    """A norm with its budget, the unit in the key: ``eps_255`` in 255ths of the pixel range, ``eps`` as a fraction."""
 
     norm: Literal["linf", "l2"]
     eps_255: int | None = Field(default=None, ge=0, le=255)
@@ -64,9 +64,13 @@ class Threat(Entry):
     @model_validator(mode="after")
     def _one_unit(self) -> Threat:
         if (self.eps_255 is None) == (self.eps is None):
-            raise ValueError("a budget needs its unit: give exactly one of eps_255 (255ths of the pixel range) or eps (fraction)")
+            raise ValueError(
+                "a budget needs its unit: give exactly one of eps_255 (255ths of the pixel range) or eps (fraction)"
+            )
         if self.norm == "linf" and self.eps is not None and self.eps > 1:
-            raise ValueError(f"eps is a fraction of the pixel range, got {self.eps}: did you mean eps_255: {self.eps:g}?")
+            raise ValueError(
+                f"eps is a fraction of the pixel range, got {self.eps}: did you mean eps_255: {self.eps:g}?"
+            )
         return self
 
     @property
@@ -125,7 +129,9 @@ class ModelEntry(Entry):
         wanted = ("file", "weights") if self.architecture == "file" else ()
         missing = [key for key in wanted if key not in self.recipe]
         if missing:
-            raise ValueError(f"architecture 'file' needs recipe.{' and recipe.'.join(missing)}: paths from the config's folder")
+            raise ValueError(
+                f"architecture 'file' needs recipe.{' and recipe.'.join(missing)}: paths from the config's folder"
+            )
         if self.architecture != "file" and (self.head is None or self.dataset is None):
             raise ValueError("a trained architecture needs head and dataset")
         return self
@@ -166,20 +172,39 @@ class Block(BaseModel):
     shifts: tuple[str, ...] = Field(default=(NONE,), description="none or <shift>-<severity>")
     n: int | None = Field(default=None, ge=1, description="how many samples (a fixed nested subset); all where absent")
     models: tuple[str, ...] = Field(description="models that judge")
-    seeds: Literal["all"] | tuple[int, ...] | None = Field(default=None, description="training seeds; the named one where absent")
+    seeds: Literal["all"] | tuple[int, ...] | None = Field(
+        default=None, description="training seeds; the named one where absent"
+    )
     attacks: tuple[str, ...] = (NONE,)
     threats: tuple[str, ...] = (NONE,)
     attack_seeds: tuple[int, ...] = (0,)
     mode: Literal["search", "full"] = "full"
     iterates: tuple[Literal["best", "last"], ...] = ("best",)
-    sources: tuple[str, ...] = Field(default=(), description="models that are attacked instead of the judging ones (transfer)")
+    sources: tuple[str, ...] = Field(
+        default=(), description="models that are attacked instead of the judging ones (transfer)"
+    )
     defenses: tuple[str, ...] = (NONE,)
-    through: Literal["all"] | tuple[str, ...] = Field(default=(), description="backward rules by which attacks see the defense")
+    through: Literal["all"] | tuple[str, ...] = Field(
+        default=(), description="backward rules by which attacks see the defense"
+    )
     role: Literal["ood"] | Role | None = Field(default=None, description="asserts the role of the image sets")
     scores: Literal["all"] | tuple[str, ...] = ()
-    batch: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]*$", description="execution choice: which job makes these cells")
+    batch: str | None = Field(
+        default=None, pattern=r"^[a-z][a-z0-9_]*$", description="execution choice: which job makes these cells"
+    )
 
-    @field_validator("images", "shifts", "models", "attacks", "threats", "attack_seeds", "iterates", "sources", "defenses", mode="before")
+    @field_validator(
+        "images",
+        "shifts",
+        "models",
+        "attacks",
+        "threats",
+        "attack_seeds",
+        "iterates",
+        "sources",
+        "defenses",
+        mode="before",
+    )
     @classmethod
     def _as_list(cls, value: Any) -> Any:
         return _listed(value)
@@ -207,11 +232,15 @@ class RunConfig(BaseModel):
     name: str = Field(default="run", description="printed in the report")
     catalogue: CatalogueSection = Field(default_factory=CatalogueSection)
     scores: tuple[str, ...] = Field(default=(), description="score columns of the run, in this order")
-    fit_on: Literal["train", "fit"] = Field(default="train", description="the split on which scores are fitted; never test")
+    fit_on: Literal["train", "fit"] = Field(
+        default="train", description="the split on which scores are fitted; never test"
+    )
     replicates: int = Field(default=1000, ge=100, le=100_000, description="bootstrap replicates of the intervals")
     batch_size: int = Field(default=250, ge=1, description="images at once; changes float rounding only")
     on_bad_image: Literal["error", "skip"] = "error"
-    verify_parts_up_to_mb: int = Field(default=4000, ge=0, description="check the digests of finished parts at every start")
+    verify_parts_up_to_mb: int = Field(
+        default=4000, ge=0, description="check the digests of finished parts at every start"
+    )
     blocks: tuple[Block, ...] = Field(min_length=1)
 
 
@@ -238,7 +267,7 @@ class DefenseChoice:
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """The backward rules of this defense; with one round ``surrogate-n`` is ``surrogate-1`` and only that is listed."""
+        """The backward rules; with one round ``surrogate-n`` is ``surrogate-1`` and only that is listed."""
         rules = tuple(self.card.constants.get("rules", ("identity", "blur")))
         return tuple(r for r in rules if r != "surrogate-n") if self.rounds == 1 else rules
 
@@ -281,7 +310,9 @@ class Catalogue:
             known = getattr(built_in, section)
             for name in own:
                 if name in known:
-                    problems.append(f"catalogue.{section}.{name}: duplicate name, the built-in catalogue has it; choose another")
+                    problems.append(
+                        f"catalogue.{section}.{name}: duplicate name, the built-in catalogue has it; choose another"
+                    )
                 if section != "images" and not NAME.match(name):
                     problems.append(f"catalogue.{section}.{name}: names are lower-case words joined by hyphens")
                 if section == "images" and not re.match(r"^[a-z0-9_]+\.[a-z0-9_]+$", name):
@@ -356,7 +387,9 @@ class Catalogue:
             if not entry.minimum <= value <= entry.maximum:
                 raise LookupError(f"defense '{name}': {entry.argument} must be {entry.minimum} to {entry.maximum}")
             if (value - entry.minimum) % entry.step:
-                raise LookupError(f"defense '{name}': {entry.argument} goes from {entry.minimum} in steps of {entry.step}")
+                raise LookupError(
+                    f"defense '{name}': {entry.argument} goes from {entry.minimum} in steps of {entry.step}"
+                )
             settings[entry.argument] = value if entry.scale == 1.0 else round(value * entry.scale, 9)
         card = self._card("defense", entry.method)
         return DefenseChoice(name, family, rounds, entry, card, self._settings(f"defense '{name}'", card, settings))
@@ -370,10 +403,14 @@ class Catalogue:
         dataset, _, split = name.partition(".")
         if dataset not in images.DATASETS:
             known = sorted({*images.DATASETS, *(n.split(".")[0] for n in self.sections["images"])})
-            raise LookupError(f"unknown data set '{dataset}' in '{name}'{did_you_mean(dataset, known)} Known: {', '.join(known)}")
+            raise LookupError(
+                f"unknown data set '{dataset}' in '{name}'{did_you_mean(dataset, known)} Known: {', '.join(known)}"
+            )
         splits = images.splits(dataset)
         if split not in splits:
-            raise LookupError(f"unknown split in '{name}'{did_you_mean(split, list(splits))} Known: {', '.join(splits)}")
+            raise LookupError(
+                f"unknown split in '{name}'{did_you_mean(split, list(splits))} Known: {', '.join(splits)}"
+            )
         info = splits[split]
         return SetChoice(name, dataset, split, info.role, info.n, None, images.CLASSES.get(dataset), info.canvas)
 
@@ -388,7 +425,9 @@ class Catalogue:
         known = list(card.types)
         for key in given:
             if key not in card.types:
-                raise LookupError(f"{what}: unknown setting '{key}'{did_you_mean(key, known)} Known: {', '.join(known) or 'none'}")
+                raise LookupError(
+                    f"{what}: unknown setting '{key}'{did_you_mean(key, known)} Known: {', '.join(known) or 'none'}"
+                )
         missing = [key for key in card.required if key not in given]
         if missing:
             raise LookupError(f"{what}: missing settings {missing}")
@@ -431,7 +470,9 @@ def problems_of(error: ValidationError, source: str) -> list[str]:
     found = []
     items = error.errors()
     for item in items:
-        if item["type"] == "too_short" and any(other["loc"][: len(item["loc"])] == item["loc"] for other in items if other is not item):
+        if item["type"] == "too_short" and any(
+            other["loc"][: len(item["loc"])] == item["loc"] for other in items if other is not item
+        ):
             continue  # an invalid item was dropped: its own line says why
         path = ""
         for piece in item["loc"]:

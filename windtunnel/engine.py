@@ -487,8 +487,6 @@ class _Run:
         judge = _Judge(self.pipeline, y, book, self.n_classes)
         rows = dict(self.attack.init(x0, y, eps, self.norm, random, judge))
         rows |= {"x0": x0, "y": y, "eps": eps, "t": torch.zeros_like(y)}
-        if "zero_gradient" in rows:
-            book["zero"] = book["zero"] | rows.pop("zero_gradient")
         if len(self.index):
             rows = {name: torch.cat([self.rows[name], rows[name]]) for name in rows}
             book = {name: torch.cat([self.book[name], book[name]]) for name in book}

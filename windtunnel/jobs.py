@@ -1,8 +1,9 @@
-"""What every job does around its one piece of work: log, plan, parts, failed cells, one clear sentence when it cannot go on.
+"""What every job does around its one piece of work: log, plan, parts, failed cells, one clear sentence when it cannot
+go on.
 
 A job makes a list of *parts*. A part that exists with the right id and the right bytes is kept; one that is foreign is
-removed; a cell that raises becomes a status part and the others go on. The second attempt of a job records the cell on which
-the first was killed (out of memory, segmentation fault) and passes over it. Only then is the manifest written.
+removed; a cell that raises becomes a status part and the others go on. The second attempt of a job records the cell on
+which the first was killed (out of memory, segmentation fault) and passes over it. Only then is the manifest written.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ import os
 for _name, _value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "passive"), ("MKL_NUM_THREADS", "1")):
     os.environ.setdefault(_name, _value)
 
-import logging  # noqa: E402
-import resource  # noqa: E402
-import sys  # noqa: E402
-import time  # noqa: E402
-import traceback  # noqa: E402
-from collections.abc import Callable, Iterator, Sequence  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING, Any  # noqa: E402
+import logging
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from windtunnel import store  # noqa: E402
-from windtunnel.plan import Plan  # noqa: E402
-from windtunnel.store import Part, StoreError  # noqa: E402
+from windtunnel import store
+from windtunnel.plan import Plan
+from windtunnel.store import Part, StoreError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,7 +58,7 @@ class Making:
 
 @contextmanager
 def script(snakemake: Any) -> Iterator[Plan]:
-    """The frame of every script: output goes to the rule's log; an error ends in one sentence, in the log and on screen."""
+    """The frame of every script: output goes to the rule's log; an error is one sentence, there and on screen."""
     target = Path(str(snakemake.log[0]))
     target.parent.mkdir(parents=True, exist_ok=True)
     screen = os.dup(2)
@@ -67,7 +68,9 @@ def script(snakemake: Any) -> Iterator[Plan]:
         sys.stderr.flush()
         os.dup2(handle.fileno(), 1)
         os.dup2(handle.fileno(), 2)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
+    )
     wildcards = " ".join(str(w) for w in snakemake.wildcards)
     started, worked = time.perf_counter(), time.process_time()
     try:
@@ -117,8 +120,8 @@ def make_parts(
     """Make what is missing, keep what is right, remove what is foreign, write the manifest. Returns the parts.
 
     ``prepare`` (imports, a model's loading) is called once before the first part that must be made, outside its costs.
-    ``attempt`` is Snakemake's: from the second on, the cell on which the attempt before was killed is recorded as failed.
-    Raises StoreError when a file cannot be written or an input cannot be read: finished parts stay.
+    ``attempt`` is Snakemake's: from the second on, the cell on which the attempt before was killed is recorded as
+    failed. Raises StoreError when a file cannot be written or an input cannot be read: finished parts stay.
     """
     folder = store.parts_folder(manifest)
     made = folder / MADE
@@ -136,7 +139,9 @@ def make_parts(
             parts.append(part)
             continue
         if died_on == part_id:
-            reason = "the process was killed while it made this cell (out of memory, a crash in native code, or by hand)"
+            reason = (
+                "the process was killed while it made this cell (out of memory, a crash in native code, or by hand)"
+            )
             part = Part(key=making.key, file=None, sha256=None, status="error", reason=reason)
         else:
             if prepare is not None:
@@ -149,7 +154,9 @@ def make_parts(
                 current.unlink(missing_ok=True)
                 raise
         _note(note, part_id, part)
-        log.info("[%d/%d] %s: %s%s", index, len(makings), making.key, part.status, f" ({part.reason})" if part.reason else "")
+        log.info(
+            "[%d/%d] %s: %s%s", index, len(makings), making.key, part.status, f" ({part.reason})" if part.reason else ""
+        )
         parts.append(part)
     current.unlink(missing_ok=True)
     _remove_foreign(folder, made, manifest, parts, makings)
@@ -165,7 +172,9 @@ def _make(path: Path, making: Making) -> Part:
         raise
     except Exception as error:
         traceback.print_exc()
-        return Part(key=making.key, file=None, sha256=None, status="error", reason=f"{type(error).__name__}: {error}"[:500])
+        return Part(
+            key=making.key, file=None, sha256=None, status="error", reason=f"{type(error).__name__}: {error}"[:500]
+        )
     if callable(table):
         rows = table(path)
     else:
@@ -200,10 +209,14 @@ def _finished(folder: Path, note: Path, key: str, part_id: str) -> Part | None:
     if not path.is_file() or store.file_digest(path) != entry["sha256"]:
         log.warning("%s is missing or damaged: made again", path)
         return None
-    return Part(key=key, file=entry["file"], sha256=entry["sha256"], status="ok", rows=entry["rows"], costs=entry["costs"])
+    return Part(
+        key=key, file=entry["file"], sha256=entry["sha256"], status="ok", rows=entry["rows"], costs=entry["costs"]
+    )
 
 
-def _remove_foreign(folder: Path, made: Path, manifest: Path | str, parts: Sequence[Part], makings: Sequence[Making]) -> None:
+def _remove_foreign(
+    folder: Path, made: Path, manifest: Path | str, parts: Sequence[Part], makings: Sequence[Making]
+) -> None:
     """Parts of older plans. Image folders hold several manifests' files, so there only their own names are known."""
     if any(m.file for m in makings):
         return
@@ -295,7 +308,9 @@ def verdict(manifests: Sequence[Path | str], output: Path) -> None:
     lines = [f"{Path(m).with_suffix('')} {key}: {reason}" for m, key, reason in failed]
     store.write_atomic(listing, ("\n".join(lines) + "\n").encode())
     forget_failed(manifests)
-    raise RuntimeError(f"{len(failed)} failed cells; tables and report are made all the same, the next run tries them again")
+    raise RuntimeError(
+        f"{len(failed)} failed cells; tables and report are made all the same, the next run tries them again"
+    )
 
 
 def last_words(results: Path | str) -> list[str]:

@@ -1,6 +1,7 @@
 """Snakemake's folder lock, after a crash: a lock whose owner is dead is removed, a live one is refused in words.
 
-A run killed by SIGKILL leaves ``.snakemake/locks`` behind and every later run refuses to start. At parse time, in the main
+A run killed by SIGKILL leaves ``.snakemake/locks`` behind and every later run refuses to start. At parse time, in the
+main
 process only, the owner (process id and its start time, so that a reused id is not mistaken) is looked up: dead owners'
 locks go. Each run then records itself as the owner. The record is only a help for the dead; the lock itself stays
 Snakemake's, so two runs that start in the same instant are still kept apart.
@@ -40,13 +41,15 @@ def claim(folder: Path | str = ".") -> str | None:
             alive = start_time(owner["pid"])
             if alive is not None and alive == owner["start"] and owner["pid"] != os.getpid():
                 raise FolderBusy(
-                    f"another run (process {owner['pid']}) is at work in '{Path(folder).resolve()}': wait for it or stop it; "
+                    f"another run (process {owner['pid']}) is at work in '{Path(folder).resolve()}': wait for it or stop it; "  # noqa: E501
                     f"two runs on one folder would write the same files"
                 )
             if alive is None or alive != owner["start"]:
                 for lock in locks:
                     lock.unlink(missing_ok=True)
-                sentence = f"the last run (process {owner['pid']}) was killed: its stale lock is removed, finished parts are kept"
+                sentence = (
+                    f"the last run (process {owner['pid']}) was killed: its lock is removed, finished parts are kept"
+                )
     state.mkdir(parents=True, exist_ok=True)
     temporary = owner_file.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps({"pid": os.getpid(), "start": start_time(os.getpid())}))

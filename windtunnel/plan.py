@@ -1,7 +1,7 @@
 """Config -> cells -> what one job must make. Pure, no torch; the same function in the rule and in its script.
 
-``Plan.of(config)`` validates everything, expands the blocks into the set of cells, and answers, for one job, which parts it
-must make from what. ``digest`` of that answer is the one string that rules put into ``params``.
+``Plan.of(config)`` validates everything, expands the blocks into the set of cells, and answers, for one job, which
+parts it must make from what. ``digest`` of that answer is the one string that rules put into ``params``.
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ class Plan:
                     count += 1
                     self._add(wanted)
                 if count == 0 and len(problems) == before:
-                    problems.append(f"{here}: selects nothing; check attacks against threats and defenses against through")
+                    problems.append(
+                        f"{here}: selects nothing; check attacks against threats and defenses against through"
+                    )
         return problems
 
     @staticmethod
@@ -145,10 +147,12 @@ class Plan:
                 self._lookup(problems, f"{here}.{key}[{i}]", resolve, name)
         for i, name in enumerate(block.shifts):
             kind = self._lookup(problems, f"{here}.shifts[{i}]", split_shift, name) if name != NONE else None
-            for images_name in block.images if kind and kind[0] in images.CANVAS_SHIFTS else ():
-                found = self._lookup([], "", catalogue.images, images_name)
+            for set_name in block.images if kind and kind[0] in images.CANVAS_SHIFTS else ():
+                found = self._lookup([], "", catalogue.images, set_name)
                 if found and not found.canvas:
-                    problems.append(f"{here}.shifts[{i}]: '{images_name}' has no margin to shift from; use cyclic_shift-{kind[1]}")
+                    problems.append(
+                        f"{here}.shifts[{i}]: '{set_name}' has no margin to shift from; use cyclic_shift-{kind[1]}"
+                    )
         defenses = [
             self._lookup(problems, f"{here}.defenses[{i}]", catalogue.defense, name) if name != NONE else None
             for i, name in enumerate(block.defenses)
@@ -170,20 +174,28 @@ class Plan:
             if name != NONE:
                 self._lookup(problems, f"{here}.threats[{i}]", catalogue.threat, name)
         if attacking and not threats:
-            problems.append(f"{here}.threats: the attacks {attacking} need a threat; known: {', '.join(catalogue.names('threats'))}")
+            problems.append(
+                f"{here}.threats: the attacks {attacking} need a threat; known: {', '.join(catalogue.names('threats'))}"
+            )
         if threats and not attacking:
-            problems.append(f"{here}.attacks: the threats {threats} need an attack; known: {', '.join(catalogue.names('attacks'))}")
+            problems.append(
+                f"{here}.attacks: the threats {threats} need an attack; known: {', '.join(catalogue.names('attacks'))}"
+            )
         self._check_through(problems, here, block, defenses, bool(attacking))
         if block.seeds not in (None, "all"):
             for name in block.models:
                 model = self._lookup([], "", catalogue.model, name)
                 missing = sorted(set(block.seeds) - set(model.entry.seeds)) if model else []
                 if missing:
-                    problems.append(f"{here}.seeds: '{name}' has no training seeds {missing}; it has {list(model.entry.seeds)}")
+                    problems.append(
+                        f"{here}.seeds: '{name}' has no training seeds {missing}; it has {list(model.entry.seeds)}"
+                    )
         if block.scores != "all":
             for i, name in enumerate(block.scores):
                 if name not in self.run.scores:
-                    problems.append(f"{here}.scores[{i}]: '{name}' is not among the run's scores {list(self.run.scores)}")
+                    problems.append(
+                        f"{here}.scores[{i}]: '{name}' is not among the run's scores {list(self.run.scores)}"
+                    )
         elif not self.run.scores:
             problems.append(f"{here}.scores: 'all', but the run's own list 'scores' is empty")
         if block.role is not None:
@@ -191,7 +203,9 @@ class Plan:
                 found = self._lookup([], "", catalogue.images, name)
                 allowed = OOD_ROLES if block.role == "ood" else (block.role,)
                 if found and found.role not in allowed:
-                    problems.append(f"{here}.images[{i}]: '{name}' has role {found.role}, but the block says {block.role}")
+                    problems.append(
+                        f"{here}.images[{i}]: '{name}' has role {found.role}, but the block says {block.role}"
+                    )
         for i, name in enumerate(block.images):
             found = self._lookup([], "", catalogue.images, name)
             if found and attacking and found.role not in ("id", "shifted"):
@@ -224,7 +238,7 @@ class Plan:
     def _check_search(self, problems: list[str], here: str, block: Block) -> None:
         reason = "an image that left at its first success is weak against every other pipeline; use mode: full"
         if not block.through and any(d != NONE for d in block.defenses):
-            problems.append(f"{here}.mode: 'search' images may not enter the defenses {list(block.defenses)} they were not made on: {reason}")
+            problems.append(f"{here}.mode: 'search' images may not enter defenses they were not made on: {reason}")
         if block.sources:
             problems.append(f"{here}.mode: 'search' images may not be transferred: {reason}")
         if block.scores:
@@ -232,9 +246,13 @@ class Plan:
         for name in block.defenses:
             choice = self._lookup([], "", self.catalogue.defense, name) if name != NONE else None
             if choice and choice.is_random:
-                problems.append(f"{here}.mode: the random defense '{name}' cannot be searched (one lucky draw would count)")
+                problems.append(
+                    f"{here}.mode: the random defense '{name}' cannot be searched (one lucky draw would count)"
+                )
         if block.iterates != ("best",):
-            problems.append(f"{here}.iterates: 'search' keeps one image per sample; leave iterates out or use mode: full")
+            problems.append(
+                f"{here}.iterates: 'search' keeps one image per sample; leave iterates out or use mode: full"
+            )
 
     def _models_of(self, block: Block, names: tuple[str, ...]) -> list[ModelChoice]:
         found = []
@@ -249,12 +267,12 @@ class Plan:
 
     def _cells_of(self, problems: list[str], here: str, block: Block) -> Iterator[Wanted]:
         scores = self.run.scores if block.scores == "all" else block.scores
-        for images in block.images:
+        for name in block.images:
             for shift in block.shifts:
                 for model in self._models_of(block, block.models):
-                    for attack in self._attacks_of(block, images, shift, model):
+                    for attack in self._attacks_of(block, name, shift, model):
                         for defense in block.defenses:
-                            yield from self._judged(block, images, shift, model, attack, defense, tuple(scores))
+                            yield from self._judged(block, name, shift, model, attack, defense, tuple(scores))
 
     def _attacks_of(self, block: Block, images: str, shift: str, model: ModelChoice) -> Iterator[AttackKey | None]:
         """Bare attacks of a block, before the defense is known; ``none`` crossed with threats is one clean image."""
@@ -312,7 +330,7 @@ class Plan:
 
     @cached_property
     def cells(self) -> list[Wanted]:
-        """All cells, in the order in which blocks first name them; a cell of an attack has the attack's sample count."""
+        """All cells, in the order of the blocks; a cell of an attack has the attack's sample count."""
         found = []
         for wanted in self._wanted.values():
             n = self._attack_n[wanted.cell.attack] if wanted.cell.attack else wanted.n
@@ -374,11 +392,14 @@ class Plan:
         """Everything that decides a model's weights, as JSON."""
         choice = self.catalogue.model(name)
         entry = choice.entry.model_dump(
-            mode="json", exclude={"description", "label", "seeds", "milliseconds_per_forward", "milliseconds_per_gradient"}
+            mode="json",
+            exclude={"description", "label", "seeds", "milliseconds_per_forward", "milliseconds_per_gradient"},
         )
         found: dict[str, Any] = {"model": name, "family": choice.family, "seed": choice.seed, **entry}
         if choice.entry.architecture == "file":
-            found["files"] = {key: file_digest(self.catalogue.base / choice.entry.recipe[key]) for key in ("file", "weights")}
+            found["files"] = {
+                key: file_digest(self.catalogue.base / choice.entry.recipe[key]) for key in ("file", "weights")
+            }
         else:
             found["recipe_version"] = images.recipe_version(choice.entry.dataset or "")
         return found
@@ -597,7 +618,14 @@ class Plan:
             }
         if rule == "summarise_model":
             return {"replicates": run.replicates, "scores": list(run.scores), "cells": self._cells_json(w["model"])}
-        if rule in ("summarise_cells", "summarise_metrics", "summarise_costs", "present_tables", "present_figures", "verdict"):
+        if rule in (
+            "summarise_cells",
+            "summarise_metrics",
+            "summarise_costs",
+            "present_tables",
+            "present_figures",
+            "verdict",
+        ):
             return {"name": run.name, "cells": digest(self._cells_json(None)), "scores": list(run.scores)}
         raise KeyError(rule)
 
@@ -674,7 +702,7 @@ class Plan:
             f"  {bill['gradient_evaluations']:>12,} gradient evaluations at most (search mode stops early)",
             f"  {bill['black_box_queries']:>12,} black-box queries at most",
             f"  {bill['forward_passes']:>12,} forward passes to observe",
-            f"  about {seconds}, estimated from unit costs measured on one core; models that must be trained come on top",
+            f"  about {seconds}, from unit costs measured on one core; models that must be trained come on top",
             f"  about {bill['megabytes']:,.0f} MB on disk",
         ]
 
@@ -721,7 +749,10 @@ def split_shift(name: str) -> tuple[str, int]:
     shift, _, severity = name.rpartition("-")
     known = images.SHIFTS
     if shift not in known:
-        raise LookupError(f"unknown shift '{name}'{did_you_mean(shift or name, list(known))} Known: {', '.join(known)}, with -<severity>")
+        raise LookupError(
+            f"unknown shift '{name}'{did_you_mean(shift or name, list(known))} "
+            f"Known, each with -<severity>: {', '.join(known)}"
+        )
     if not severity.isdigit() or int(severity) not in known[shift]:
         raise LookupError(f"shift '{name}': severity must be one of {list(known[shift])}")
     return shift, int(severity)

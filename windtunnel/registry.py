@@ -1,6 +1,7 @@
 """One lazy registry per kind of method: the file's name is the method's name everywhere.
 
-A method is one class in one file: ``windtunnel/attacks/pgd.py`` holds the attack ``pgd``. The registry reads the *source*
+A method is one class in one file: ``windtunnel/attacks/pgd.py`` holds the attack ``pgd``. The registry reads the
+*source*
 of that file to learn what the plan needs (settings, defaults, literal class constants), so that planning a run never
 imports torch; the class itself is imported only by the job that runs it. A user's own file takes the same form and is
 named in a config by its path.

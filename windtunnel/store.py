@@ -77,8 +77,8 @@ def write_atomic(path: Path | str, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StoreError(
-            f"cannot write '{path}' ({error.strerror or error}): free space or raise the limit and run the same command "
-            f"again; finished parts are kept"
+            f"cannot write '{path}' ({error.strerror or error}): free space or raise the limit, then run the same "
+            f"command again; finished parts are kept"
         ) from error
 
 
@@ -156,7 +156,13 @@ class Part:
 
     def as_json(self) -> dict[str, Any]:
         """The manifest entry. Costs are kept beside the parts, not in the manifest: they differ between two runs."""
-        return {"file": self.file, "sha256": self.sha256, "status": self.status, "reason": self.reason, "rows": self.rows}
+        return {
+            "file": self.file,
+            "sha256": self.sha256,
+            "status": self.status,
+            "reason": self.reason,
+            "rows": self.rows,
+        }
 
 
 def write_manifest(path: Path | str, plan_digest: str, parts: Iterable[Part]) -> None:
@@ -200,7 +206,15 @@ def parts_folder(manifest: Path | str) -> Path:
 
 # -------------------------------------------------------------------------------------------------------------- schemas
 
-_S, _I16, _I32, _I64, _F32, _F64, _B = pa.string(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_()
+_S, _I16, _I32, _I64, _F32, _F64, _B = (
+    pa.string(),
+    pa.int16(),
+    pa.int32(),
+    pa.int64(),
+    pa.float32(),
+    pa.float64(),
+    pa.bool_(),
+)
 
 ATTACKED_FIELDS: list[tuple[str, pa.DataType]] = [
     ("sample_id", _S),
@@ -217,7 +231,7 @@ ATTACKED_FIELDS: list[tuple[str, pa.DataType]] = [
     ("nan", _B),
     ("bound_violation", _B),
 ]
-"""One row per attacked sample. ``best`` and ``last`` are raw pixels, HWC uint8 (linf) or CHW float32 (l2); see metadata."""
+"""One row per attacked sample. ``best`` and ``last`` are raw pixels, CHW, uint8 (linf) or float32 (l2)."""
 
 DEFENDED_FIELDS: list[tuple[str, pa.DataType]] = [
     ("sample_id", _S),
@@ -281,9 +295,10 @@ SAMPLE_FIELDS: list[tuple[str, pa.DataType]] = [
 """One row per sample and cell; ``score_<name>`` columns (float64) follow, one per configured score.
 
 ``model`` is the family name without the training seed, which is ``model_seed``; ``source_model`` the full name (seed
-included) of the model that was attacked, null without an attack. ``none`` names no attack, no threat, no defense; ``bare``
-in ``through`` an attack that saw no defense, ``none`` no attack at all. ``linf`` and ``l2`` are distances of the image *as
-stored* from the clean one; ``psnr`` and ``ssim`` compare what the model saw with the clean image.
+included) of the model that was attacked, null without an attack. ``none`` names no attack, no threat, no defense;
+``bare``
+in ``through`` an attack that saw no defense, ``none`` no attack at all. ``linf`` and ``l2`` are distances of the image
+*as stored* from the clean one; ``psnr`` and ``ssim`` compare what the model saw with the clean image.
 """
 
 OBSERVED_FIELDS = [(n, t) for n, t in SAMPLE_FIELDS if n != "schema_version"] + [
@@ -425,7 +440,9 @@ def load(path: str | Path = "results", table: str = "samples", columns: Sequence
         return pa.concat_tables(tables).to_pandas()
     file = folder / f"{table}.parquet"
     if not file.is_file():
-        raise StoreError(f"no table '{file}': known tables are samples, cells, costs and metrics; run 'snakemake' first")
+        raise StoreError(
+            f"no table '{file}': known tables are samples, cells, costs and metrics; run 'snakemake' first"
+        )
     _check_version(file)
     return read_table(file, columns).to_pandas()
 

@@ -1,16 +1,20 @@
-"""Write requirements.lock and envs/windtunnel.yaml from the packages of this environment: names and versions, nothing local."""
+"""Write requirements.lock and envs/windtunnel.yaml from this environment: names and versions, nothing local."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-HEADER = "# Written by 'make lock'. Names and versions only; used as pip's constraints, so a platform takes what it needs.\n"
+HEADER = (
+    "# Written by 'make lock'. Names and versions only; used as pip's constraints, so a platform takes what it needs.\n"
+)
 NOT_OURS = ("windtunnel", "pip", "setuptools", "wheel")
 
 
 def frozen() -> list[str]:
     """``name==version`` of every installed package, without local suffixes such as +cpu and without this project."""
-    out = subprocess.run([sys.executable, "-m", "pip", "list", "--format=freeze"], check=True, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-m", "pip", "list", "--format=freeze"], check=True, capture_output=True, text=True
+    )
     lines = []
     for line in out.stdout.splitlines():
         name, _, version = line.partition("==")
@@ -27,7 +31,7 @@ def main() -> None:
     pins = "".join(f"      - {line}\n" for line in lines if not line.startswith("torchattacks=="))
     (root / "envs" / "windtunnel.yaml").write_text(
         "# The one environment, for --sdm conda (not tested here): pins are those of requirements.lock.\n"
-        "# torchattacks cannot be resolved with current packages; install it on top: pip install --no-deps torchattacks\n"
+        "# torchattacks cannot be resolved with current packages; on top: pip install --no-deps torchattacks\n"
         "channels:\n  - conda-forge\n  - nodefaults\ndependencies:\n  - python=3.11\n  - pip\n  - pip:\n" + pins
     )
 

@@ -89,7 +89,7 @@ class Attack(ABC):
         """The first rows: a dict of tensors with leading dimension B, at least ``x`` (the current iterate).
 
         The engine adds ``x0, y, eps, t`` itself. ``eps`` is [B] float64; ``x`` must lie in the ball and the box.
-        Foreign code may also return ``zero_gradient`` [B] bool where it found that it had no direction to go.
+       
         """
 
     @abstractmethod

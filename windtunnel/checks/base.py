@@ -74,10 +74,10 @@ class Finding(NamedTuple):
 class Cell:
     """One cell: its key, and its rows, by sample id, as float64 arrays (NaN = null).
 
-    ``hit`` is 1 right, 0 wrong, the share of draws that were right for a random defense; a row whose status is ``nan`` is
-    wrong; NaN without a label and where the status is ``error``: of such a row nothing is known. ``counted`` counts the
-    errors as wrong. ``ids`` number the sample ids across the whole table; ``sources`` are the source ids (a row without
-    one is its own source).
+    ``hit`` is 1 right, 0 wrong, the share of draws that were right for a random defense; a row whose status is
+    ``nan`` is wrong; NaN without a label and where the status is ``error``: of such a row nothing is known.
+    ``counted`` counts the errors as wrong. ``ids`` number the sample ids across the whole table; ``sources`` are the
+    source ids (a row without one is its own source).
     """
 
     cell_id: str

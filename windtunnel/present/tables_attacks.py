@@ -95,11 +95,11 @@ def robust_accuracy(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
         ),
         footnotes=footnotes(notes_in(lines)),
         caption=(
-            "Share of all samples that is correct clean and stays so under the attack, with 95 % intervals over sources. The "
-            "worst case counts a sample only if it is correct on every candidate image of the row, transferred ones and "
-            "noise included. Attacks ran on the model "
-            "of training seed 0 unless its name says otherwise; the mean over seeds shows how far clean accuracy "
-            "moves when the model is trained again, with the interval over seeds."
+            "Share of all samples that is correct clean and stays so under the attack, with 95 % intervals over "
+            "sources. The worst case counts a sample only if it is correct on every candidate image of the row, "
+            "transferred ones and noise included. Attacks ran on the model of training seed 0 unless its name says "
+            "otherwise; the mean over seeds shows how far clean accuracy moves when the model is trained again, with "
+            "the interval over seeds."
         ),
         empty="Not in this run: no attack on an undefended model.",
     )

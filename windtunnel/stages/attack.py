@@ -34,7 +34,13 @@ def attack(plan: Plan, model: str, name: str, batch: str, manifest: Path, *, att
         Making(key=key_name(key), identity=identity(plan, key, weights), make=partial(_attack, plan, key, classifier))
         for key in plan.attack_jobs[(model, name, batch)]
     ]
-    make_parts(manifest, plan.digest("attack", model=model, set=name, batch=batch), makings, attempt=attempt, prepare=classifier)
+    make_parts(
+        manifest,
+        plan.digest("attack", model=model, set=name, batch=batch),
+        makings,
+        attempt=attempt,
+        prepare=classifier,
+    )
 
 
 def model_folder(model: str) -> Path:

@@ -44,7 +44,9 @@ def shift(plan: Plan, name: str, manifest: Path, *, attempt: int = 1) -> None:
     makings = []
     for shifted in plan.shifted_sets[name]:
         identity = {"shift": plan.images_settings(name, shifted), "source": source.sha256}
-        makings.append(Making(key=shifted, identity=identity, make=partial(_shift, plan, name, shifted), file=f"{shifted}.parquet"))
+        makings.append(
+            Making(key=shifted, identity=identity, make=partial(_shift, plan, name, shifted), file=f"{shifted}.parquet")
+        )
     parts = make_parts(manifest, plan.digest("images_shift", set=name), makings, attempt=attempt)
     _refuse_failures(manifest, [(p.key, p.reason) for p in parts if p.status != "ok"])
 

@@ -13,10 +13,10 @@ from windtunnel.catalogue import NONE
 from windtunnel.defenses.base import repeat
 from windtunnel.jobs import Made, Making, make_parts
 from windtunnel.plan import CLEAN, FIT, Cell, Plan, Wanted, split_shift
-from windtunnel.store import Part, StoreError
 from windtunnel.stages import attack as attack_stage
 from windtunnel.stages import images as image_stage
 from windtunnel.stages import purify as purify_stage
+from windtunnel.store import Part, StoreError
 
 
 class UpstreamFailed(RuntimeError):
@@ -48,7 +48,11 @@ def observe(plan: Plan, model: str, batch: str, manifest: Path, *, attempt: int 
             "batch_size": plan.run.batch_size,
         }
         makings.append(
-            Making(key=plan.cell_id(wanted.cell), identity=identity, make=partial(_observe, plan, wanted, source, classifier))
+            Making(
+                key=plan.cell_id(wanted.cell),
+                identity=identity,
+                make=partial(_observe, plan, wanted, source, classifier),
+            )
         )
     fit = plan.fit_set(model) if batch == CLEAN and model in plan.fitted_models else None
     if fit:
@@ -163,7 +167,8 @@ def _observe(plan: Plan, wanted: Wanted, source: Part | None, classifier: Any) -
 
 
 def judge(logits: np.ndarray, labels: np.ndarray | None, bound_violation: np.ndarray | None = None) -> dict[str, Any]:
-    """Prediction columns from logits [N, K]. A NaN logit is a wrong answer with status ``nan``; without labels no answer is right.
+    """Prediction columns from logits [N, K]. A NaN logit is a wrong answer with status ``nan``; without labels no
+    answer is right.
 
     ``margin`` is the label's logit minus the largest other one: positive exactly where the prediction is correct.
     """
@@ -229,7 +234,10 @@ def _observe_fit(plan: Plan, model: str, name: str, classifier: Any) -> Made:
 
     image_set = image_stage.read(plan, name, NONE, None)
     logits, features = engine.predict(
-        classifier(), purify_stage.nchw(image_set.images), batch_size=plan.run.batch_size, with_features=_has_head(model)
+        classifier(),
+        purify_stage.nchw(image_set.images),
+        batch_size=plan.run.batch_size,
+        with_features=_has_head(model),
     )
     columns = {
         "sample_id": image_set.sample_ids,

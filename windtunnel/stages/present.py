@@ -49,7 +49,8 @@ def write_figures(plan: Plan) -> None:
 def pictures(plan: Plan, samples: pd.DataFrame) -> list:
     """Samples for the gallery: clean-correct, one per class in order, from a fully driven bare attack and a defense.
 
-    The attack shown is the run's largest linf budget up to 8/255 on an undefended model; the defense is the first that was
+    The attack shown is the run's largest linf budget up to 8/255 on an undefended model; the defense is the first that
+    was
     judged on the same images without the attack knowing of it. The first samples by id are shown, not the prettiest.
     """
     from windtunnel.present.figures import Picture
@@ -58,7 +59,12 @@ def pictures(plan: Plan, samples: pd.DataFrame) -> list:
     if bare is None:
         return []
     defended = next(
-        (w.cell for w in plan.cells if w.cell.attack == bare.attack and w.cell.defense != NONE and w.cell.model == bare.model), None
+        (
+            w.cell
+            for w in plan.cells
+            if w.cell.attack == bare.attack and w.cell.defense != NONE and w.cell.model == bare.model
+        ),
+        None,
     )
     key = bare.attack
     if key is None:
@@ -82,7 +88,10 @@ def pictures(plan: Plan, samples: pd.DataFrame) -> list:
         method, rounds = purify_stage.build(plan, defended.defense)
         seen = repeat(method, attacked[chosen], rounds).images
     names_of = plan.catalogue.model(bare.model).entry.class_names
-    word = lambda k: (names_of[int(k)] if names_of else str(int(k))) if pd.notna(k) else "?"  # noqa: E731
+
+    def word(k: float) -> str:
+        return "?" if pd.isna(k) else names_of[int(k)] if names_of else str(int(k))
+
     found = []
     for place, i in enumerate(chosen):
         after = rows[defended].iloc[i] if seen is not None and defended is not None else None
@@ -133,7 +142,9 @@ def _rows_of(plan: Plan, samples: pd.DataFrame, cell: Cell, sample_ids: list[str
 
 def _one_per_class(plain: pd.DataFrame, labels: np.ndarray) -> list[int]:
     correct = plain["correct"].fillna(False).to_numpy(dtype=bool)
-    firsts = [int(np.flatnonzero(correct & (labels == k))[0]) for k in np.unique(labels) if (correct & (labels == k)).any()]
+    firsts = [
+        int(np.flatnonzero(correct & (labels == k))[0]) for k in np.unique(labels) if (correct & (labels == k)).any()
+    ]
     return sorted(firsts)[:PICTURES]
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from windtunnel import registry, store
 from windtunnel.defenses.base import Defense, Purified, repeat
 from windtunnel.jobs import Made, Making, make_parts
-from windtunnel.metrics.quality import psnr, ssim
+from windtunnel.metrics.quality import bits_per_pixel, psnr, ssim
 from windtunnel.plan import Plan
 from windtunnel.stages import images as image_stage
 
@@ -33,7 +33,9 @@ def purify_shared(plan: Plan, name: str, family: str, manifest: Path, *, attempt
             "defense": plan.defense_settings(defense),
             "n": n,
         }
-        makings.append(Making(key=key(shift, defense), identity=identity, make=partial(_purify, plan, name, shift, defense, n)))
+        makings.append(
+            Making(key=key(shift, defense), identity=identity, make=partial(_purify, plan, name, shift, defense, n))
+        )
     make_parts(manifest, plan.digest("purify_shared", set=name, family=family), makings, attempt=attempt)
 
 
@@ -48,21 +50,17 @@ def nchw(images: np.ndarray) -> np.ndarray:
 
 
 def quality(clean: np.ndarray, seen: np.ndarray, purified: Purified | None) -> dict[str, Any]:
-    """Distortion and rate columns of what a model sees, against the clean image; null where there is nothing to compare."""
-    pixels = seen.shape[-1] * seen.shape[-2]
-    per_pixel = lambda bits: None if bits is None else (np.asarray(bits, np.float64) / pixels).astype(np.float32)  # noqa: E731
+    """Distortion and rate of what a model sees, against the clean image; null where there is nothing to compare."""
     decibels = np.asarray(psnr(clean, seen), np.float64)
     return {
         "psnr": np.ma.masked_array(np.where(np.isfinite(decibels), decibels, 0), mask=~np.isfinite(decibels)),
         "ssim": np.asarray(ssim(clean, seen), np.float32),
-        "bpp_file": per_pixel(purified.file_bits) if purified else None,
-        "bpp_payload": per_pixel(purified.payload_bits) if purified else None,
+        "bpp_file": bits_per_pixel(purified.file_bits, seen) if purified else None,
+        "bpp_payload": bits_per_pixel(purified.payload_bits, seen) if purified else None,
     }
 
 
-def _purify(
-    plan: Plan, name: str, shift: str, defense: str, n: int | None
-) -> Made:
+def _purify(plan: Plan, name: str, shift: str, defense: str, n: int | None) -> Made:
     image_set = image_stage.read(plan, name, shift, n)
     method, rounds = build(plan, defense)
     clean = nchw(image_set.images)

@@ -31,7 +31,9 @@ def score(plan: Plan, model: str, batch: str, output: Path) -> None:
             tables.append(failed_rows(plan, wanted, part.reason, schema))
             continue
         observed = store.part_table(manifest, part)
-        columns: dict[str, Any] = {name: observed.column(name) for name, _ in store.SAMPLE_FIELDS if name in observed.column_names}
+        columns: dict[str, Any] = {
+            name: observed.column(name) for name, _ in store.SAMPLE_FIELDS if name in observed.column_names
+        }
         columns["schema_version"] = store.SCHEMA_VERSION
         columns |= _scores(observed, wanted.scores, fitted, head)
         tables.append(store.table_from_columns(columns, schema))
@@ -75,7 +77,7 @@ def _observations(table: pa.Table) -> Observations:
 
 
 def _fit(plan: Plan, model: str) -> tuple[Head | None, dict[str, tuple[Score, State]]]:
-    """Every score that this model can have, fitted. A user's own model without a named head has scores of logits only."""
+    """Every score that this model can have, fitted. A user's model without a named head has scores of logits only."""
     if model not in plan.fitted_models:
         return None, {}
     from windtunnel.models.load import load_head
@@ -92,7 +94,9 @@ def _fit(plan: Plan, model: str) -> tuple[Head | None, dict[str, tuple[Score, St
     for name in plan.run.scores:
         entry, card, settings = plan.catalogue.score(name)
         method: Score = registry.load("score", entry.method, plan.catalogue.base)(**settings)
-        if head is None and (card.constants.get("needs_features", False) or card.constants.get("needs_temperature", False)):
+        if head is None and (
+            card.constants.get("needs_features", False) or card.constants.get("needs_temperature", False)
+        ):
             continue
         if head is not None and not method.applies_to(head):
             continue

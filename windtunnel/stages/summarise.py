@@ -64,8 +64,9 @@ def cell_metrics(
     """Every number of one model and training seed that is not a mean over seeds.
 
     ``samples`` in the sample schema (at least ``SAMPLE_COLUMNS`` and the score columns); ``scores`` by name, in the
-    run's order. Of ``cell_infos`` are used: ``own_name``; ``has_scores``; ``rule_is_generic`` (the dagger); and cells with status
-    ``error`` that left no rows, which make a robust accuracy or a mean over sets null instead of leaving them out.
+    run's order. Of ``cell_infos`` are used: ``own_name``; ``has_scores``; ``rule_is_generic`` (the dagger); and cells
+    with status ``error`` that left no rows, which make a robust accuracy or a mean over sets null instead of leaving
+    them out.
     """
     infos = [dict(i) for i in cell_infos]
     columns = ["conf", "psnr", "ssim", "bpp_file", "bpp_payload", *(store.score_column(s) for s in scores)]

@@ -1,4 +1,4 @@
-"""The four tables: what each cell is, what every number is, what it cost. I/O around ``windtunnel.stages.summarise``."""
+"""The four tables: what each cell is, what every number is, what it cost. I/O around ``stages.summarise``."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def write_costs(plan: Plan, output: Path) -> None:
     for path in sorted(Path("results/costs").glob("**/*.json")):
         whole = store.read_json(path)
         pieces = path.relative_to("results/costs").with_suffix("").parts
-        rows.append({**dict.fromkeys(n for n, _ in store.COST_FIELDS), "rule": pieces[0], "job": "/".join(pieces[1:]), **whole})
+        rows.append(
+            {**dict.fromkeys(n for n, _ in store.COST_FIELDS), "rule": pieces[0], "job": "/".join(pieces[1:]), **whole}
+        )
     names = [name for name, _ in store.COST_FIELDS]
     table = store.table_from_columns({n: [r[n] for r in rows] for n in names}, store.schema(store.COST_FIELDS))
     store.write_table(output, table, TABLE_METADATA)
@@ -128,9 +130,14 @@ def _commit() -> str | None:
     """The commit of the workflow's repository, null outside of one; ``+`` where its files were changed since."""
     root = Path(__file__).resolve().parents[2]
     try:
-        found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
         changed = subprocess.run(
-            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -144,9 +151,7 @@ def _costs_of(manifest: Path) -> list[tuple[str, dict[str, Any]]]:
     return [(key, by_key.get(key, {})) for key in wanted]
 
 
-def _samples(
-    plan: Plan, jobs: Sequence[tuple[str, str]], columns: Sequence[str], *, scores: bool
-) -> pd.DataFrame:
+def _samples(plan: Plan, jobs: Sequence[tuple[str, str]], columns: Sequence[str], *, scores: bool) -> pd.DataFrame:
     schema = store.samples_schema(plan.run.scores)
     names = [n for n in schema.names if n in columns or (scores and n.startswith("score_"))]
     files = [Path("results/tables/samples") / f"{m}.{b}.parquet" for m, b in sorted(jobs)]
@@ -154,16 +159,21 @@ def _samples(
 
 
 def trivial_rows(plan: Plan) -> pd.DataFrame:
-    """What image statistics that know of no model reach as OOD scores: columns dataset, group, statistic, metric, value.
+    """What image statistics that know of no model reach as OOD scores: columns dataset, group, statistic, metric,
+    value.
 
-    A statistic separates in one direction or the other; the better of the two is shown, which flatters it: it is the bar.
+    A statistic separates in one direction or the other; the better of the two is shown, which flatters it: it is the
+    bar.
     """
     references = sorted({w.cell.images for w in plan.cells if w.scores and plan.set_choice(w.cell.images).role == "id"})
     others = sorted(
         {
             w.cell.images
             for w in plan.cells
-            if w.scores and w.cell.attack is None and w.cell.shift == NONE and plan.set_choice(w.cell.images).role not in ("id", "train", "fit", "validation")
+            if w.scores
+            and w.cell.attack is None
+            and w.cell.shift == NONE
+            and plan.set_choice(w.cell.images).role not in ("id", "train", "fit", "validation")
         }
     )
     rows: list[dict[str, Any]] = []
@@ -178,10 +188,26 @@ def trivial_rows(plan: Plan) -> pd.DataFrame:
                 continue
             for statistic in inside:
                 for metric, value in _both_directions(inside[statistic], outside[statistic]).items():
-                    rows.append({"dataset": dataset, "group": choice.split, "statistic": statistic, "metric": metric, "value": value})
+                    rows.append(
+                        {
+                            "dataset": dataset,
+                            "group": choice.split,
+                            "statistic": statistic,
+                            "metric": metric,
+                            "value": value,
+                        }
+                    )
                     by_role.setdefault((choice.role, statistic, metric), []).append(value)
         for (role, statistic, metric), values in by_role.items():
-            rows.append({"dataset": dataset, "group": role, "statistic": statistic, "metric": metric, "value": float(np.mean(values))})
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "group": role,
+                    "statistic": statistic,
+                    "metric": metric,
+                    "value": float(np.mean(values)),
+                }
+            )
     return pd.DataFrame(rows, columns=["dataset", "group", "statistic", "metric", "value"])
 
 

@@ -51,7 +51,8 @@ def ood_defended(metrics: pd.DataFrame) -> Figure:
             seaborn.heatmap(
                 values, ax=axes, annot=texts, fmt="", cmap=style.SEQUENTIAL, vmin=0.5, vmax=1.0, cbar=False,
                 linewidths=1,
-                annot_kws={"color": style.INK, "fontsize": 6.5 if len(defenses) > 4 else 7.5}, xticklabels=defenses, yticklabels=[words.score(s) for s in names] if axes is line[0] else False,
+                annot_kws={"color": style.INK, "fontsize": 6.5 if len(defenses) > 4 else 7.5}, xticklabels=defenses,
+                yticklabels=[words.score(s) for s in names] if axes is line[0] else False,
             )  # fmt: skip
             axes.tick_params(length=0)
             axes.grid(False)
