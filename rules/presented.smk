@@ -10,12 +10,13 @@ rule present_tables:
         costs="results/tables/costs.parquet",
         images=[f"results/images/{d}/manifest.json" for d in PLAN.datasets],
     output:
+        **{
+            name: report(
+                f"results/tables/printed/{name}.html", caption=f"../report/table_{name}.rst", category="Tables"
+            )
+            for name in TABLE_NAMES
+        },
         index="results/tables/printed/index.json",
-        html=report(
-            [f"results/tables/printed/{name}.html" for name in TABLE_NAMES],
-            caption="../report/table.rst",
-            category="Tables",
-        ),
     log:
         "results/logs/present_tables.log",
     benchmark:
@@ -37,7 +38,10 @@ rule present_figures:
         manifests=MANIFESTS,
         images=[f"results/images/{d}/manifest.json" for d in PLAN.datasets],
     output:
-        report(FIGURES, caption="../report/figure.rst", category="Figures"),
+        **{
+            name: report(f"results/figures/{name}.svg", caption=f"../report/figure_{name}.rst", category="Figures")
+            for name in FIGURE_NAMES
+        },
     log:
         "results/logs/present_figures.log",
     benchmark:

@@ -21,7 +21,7 @@ from windtunnel.attacks.pgd import PGD
 from windtunnel.attacks.sign_noise import SignNoise
 from windtunnel.attacks.square import Square
 from windtunnel.backend import torch
-from windtunnel.engine import predict, run_attack
+from windtunnel.engine import RowRandom, predict, run_attack
 
 SHORT: dict[str, dict[str, Any]] = {  # settings that make the contract test quick
     "apgd": {"steps": 5},
@@ -235,6 +235,39 @@ def test_apgd_agrees_with_torchattacks(loss: str, norm: str, eps: float) -> None
     ours = run_attack(model, APGD(steps=100, loss=loss), images, labels, ids(100), eps=eps, norm=norm)
     assert 20 < fooled.sum() < 90, "the budget leaves nothing to compare"
     assert abs(int(ours.success.sum()) - int(fooled.sum())) <= 1
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.8)])
+@pytest.mark.parametrize(("loss", "close", "share"), [("ce", 1e-3, 1.0), ("dlr", 1e-2, 0.95)])
+def test_apgd_follows_the_public_code_step_by_step(
+    loss: str, close: float, share: float, norm: str, eps: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same starts, the best loss of every row is the same: step sizes, momentum, checkpoints, returns.
+
+    With dlr a few rows differ: the public code compares the first loss of the first window with 0 instead of with the
+    loss of the start, which is always a rise for ce and not for dlr.
+    """
+    torchattacks = pytest.importorskip("torchattacks")
+    model, images, labels = digits_net()
+    best: list[torch.Tensor] = []
+
+    class Noting(APGD):
+        def step(self, rows: Any, *rest: Any) -> Any:
+            new = super().step(rows, *rest)
+            best.append(new["loss_best"])
+            return new
+
+    attack = Noting(steps=50, loss=loss)
+    options: dict[str, Any] = {"eps": eps, "norm": norm, "mode": "full", "batch_size": 100, "seed": 4}
+    ours = run_attack(model, attack, images, labels, ids(100), **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "rand", lambda shape: RowRandom.keyed(4, ids(100)).uniform(*shape[1:]))
+        patch.setattr(torch, "randn", lambda shape: RowRandom.keyed(4, ids(100)).normal(*shape[1:]))
+        oracle = torchattacks.APGD(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, steps=50, loss=loss)
+        _, correct, theirs, _ = oracle.attack_single_run(torch.from_numpy(images), torch.from_numpy(labels))
+    difference = (best[-1] - theirs).abs() / (theirs.abs() + 1e-3)
+    assert (difference < close).float().mean() >= share
+    assert np.array_equal(ours.success | ~ours.clean_correct, ~correct.bool().numpy() | ~ours.clean_correct)
 
 
 def test_targeted_apgd_agrees_with_torchattacks() -> None:

@@ -196,7 +196,9 @@ def test_random_streams_depend_on_seed_and_sample_only() -> None:
     assert torch.equal(second[0], whole[1, 4:8]) and torch.equal(third[1], whole[1, 8:])
     longer = RowRandom.keyed(5, ["a", "b", "c"]).uniform(16)
     fourth = many.uniform(4)  # the streams were shared, not copied: each goes on where its row stopped
-    assert torch.equal(fourth[0], longer[0, 8:12]) and torch.equal(fourth[1:], torch.stack([longer[1, 12:], longer[2, 12:]]))
+    assert torch.equal(fourth[0], longer[0, 8:12]) and torch.equal(
+        fourth[1:], torch.stack([longer[1, 12:], longer[2, 12:]])
+    )
     drawn = RowRandom.keyed(0, range(500)).integers(torch.arange(1, 501))
     assert drawn.shape == (500,) and (drawn >= 0).all() and (drawn < torch.arange(1, 501)).all()
     normal = RowRandom.keyed(0, range(4)).normal(3, 50, 50)

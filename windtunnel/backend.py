@@ -36,7 +36,7 @@ def declare_torchvision_operators() -> bool:
     if _DECLARED:
         return True
     try:
-        import torchvision  # noqa: F401 (asked for its effect)
+        import torchvision
 
         return False
     except (ImportError, RuntimeError, OSError):

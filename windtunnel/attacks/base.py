@@ -89,7 +89,6 @@ class Attack(ABC):
         """The first rows: a dict of tensors with leading dimension B, at least ``x`` (the current iterate).
 
         The engine adds ``x0, y, eps, t`` itself. ``eps`` is [B] float64; ``x`` must lie in the ball and the box.
-       
         """
 
     @abstractmethod
