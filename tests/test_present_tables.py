@@ -192,7 +192,8 @@ def test_best_trivial_statistic_is_the_best_per_number() -> None:
 def test_paired_differences_say_no_more_than_they_show(made: dict[str, Table]) -> None:
     def row(low: float, high: float, p: float, metric: str) -> dict[str, object]:
         return {"group_id": "g", "dataset": "photodigits", "split": "near_ood", "model": "digits-abet", "score": "abet",
-                "against": "digits-cnn:energy", "metric": metric, "value": (low + high) / 2, "ci_low": low, "ci_high": high,
+                "against": "digits-cnn:energy", "metric": metric, "value": (low + high) / 2, "ci_low": low,
+                "ci_high": high,
                 "seeds": 5, "seed_sd": 0.01, "p_adjusted": p, "attack": "none", "defense": "none"}  # fmt: skip
 
     def read(*rows: dict[str, object]) -> pd.Series:
@@ -271,8 +272,8 @@ def tricky() -> Table:
          "x_notes": ["second first", ""], "x_why": ["", "not attacked here"], "d": [-0.0001, 0.25], "p": [0.0002, 0.04],
          "m": [0.5, 0.6], "m_sd": [0.01, 0.02]}
     )  # fmt: skip
-    columns = (Column("name", "na_me"), Column("x", "x", "percent"), Column("d", "d", "difference"), Column("p", "p", "p"),
-               Column("m", "mean ± sd", "percent"))  # fmt: skip
+    columns = (Column("name", "na_me"), Column("x", "x", "percent"), Column("d", "d", "difference"),
+               Column("p", "p", "p"), Column("m", "mean ± sd", "percent"))  # fmt: skip
     return Table(
         "tricky", "Tricky 100 %", data, columns, {"first": "first_note", "second": "50 %", "third": "never borne"}
     )
@@ -314,11 +315,9 @@ def test_written_files_are_the_same_bytes_twice(tmp_path, made: dict[str, Table]
     _, metrics, cells = whole_run()
     first = render.write_tables(tmp_path / "a", made)
     shuffled = metrics.sample(frac=1.0, random_state=1)
-    second = render.write_tables(tmp_path / "b", tables.all_tables(metrics, cells))
+    second = render.write_tables(tmp_path / "b", tables.all_tables(shuffled, cells))
     assert [p.name for p in first] == [f"{n}.{f}" for n in TABLE_NAMES for f in render.FORMS]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
-    again = tables.robust_accuracy(shuffled, cells)
-    assert render.csv(again) == render.csv(made["robust_accuracy"])
 
 
 def test_more_footnotes_than_symbols_go_on_with_numbers() -> None:

@@ -23,12 +23,14 @@ class AdversarialTraining:
     """Single-step adversarial training: Fast is Better than Free (Wong et al., https://arxiv.org/abs/2001.03994).
 
     Each batch is replaced by x + d, d started uniformly in the ball of ``eps_255`` / 255 (linf), moved one step of
-    ``step_255`` / 255 along the sign of the loss's gradient, projected on ball and box. The paper's step is 1.25 eps;
+    ``step_255`` / 255 along the sign of the loss's gradient, projected on ball and box. Both grow linearly from 0 over
+    the first ``ramp_epochs``: from random weights nothing is learned at the full budget. The paper's step is 1.25 eps;
     it is known to overfit catastrophically at larger budgets, which is why cards state PGD-20 beside clean accuracy.
     """
 
     eps_255: float
     step_255: float
+    ramp_epochs: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,9 @@ class Training:
         found = []
         if self.optimiser not in OPTIMISERS:
             found.append(f"training.optimiser is '{self.optimiser}', must be one of {', '.join(OPTIMISERS)}")
+        budget = self.adversarial
+        if budget is not None and not (budget.eps_255 > 0 and budget.step_255 > 0 and budget.ramp_epochs >= 0):
+            found.append(f"training.adversarial has a budget or step of 0 or less, or a negative ramp: {budget}")
         for name in ("epochs", "batch", "learning_rate"):
             if getattr(self, name) <= 0:
                 found.append(f"training.{name} is {getattr(self, name)}, must be positive")

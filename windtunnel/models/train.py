@@ -21,7 +21,7 @@ from windtunnel.backend import torch
 from windtunnel.models.augment import shear
 from windtunnel.models.base import Classifier, freeze
 from windtunnel.models.build import build_classifier
-from windtunnel.models.recipes import Training, read_recipe
+from windtunnel.models.recipes import AdversarialTraining, Training, read_recipe
 from windtunnel.models.robustness import one_step, pgd_accuracy
 from windtunnel.models.spec import ModelSpec
 from windtunnel.models.weights import is_half, round_to_half
@@ -122,7 +122,9 @@ def fit(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             x, y = as_tensors(images[rows.numpy()], labels[rows.numpy()])
-            loss, hits = _step(model, x, y, training, optimiser, generator)
+            if training.adversarial is not None:
+                x = _attacked(model, x, y, training.adversarial, epoch + index / len(batches), generator)
+            loss, hits = _step(model, x, y, optimiser)
             total += loss * len(y)
             right += hits
         seconds = max(time.monotonic() - started, 1e-9)
@@ -157,18 +159,17 @@ def as_tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
     return x, torch.from_numpy(np.array(labels, dtype=np.int64))
 
 
-def _step(
-    model: Classifier,
-    x: Tensor,
-    y: Tensor,
-    training: Training,
-    optimiser: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> tuple[float, int]:
+def _attacked(
+    model: Classifier, x: Tensor, y: Tensor, budget: AdversarialTraining, epoch: float, generator: torch.Generator
+) -> Tensor:
+    share = min(1.0, epoch / budget.ramp_epochs) if budget.ramp_epochs else 1.0
+    eps, step = share * budget.eps_255 / 255, share * budget.step_255 / 255
     model.train()
-    if training.adversarial is not None:
-        budget = training.adversarial
-        x = one_step(model, x, y, eps=budget.eps_255 / 255, step=budget.step_255 / 255, generator=generator)
+    return one_step(model, x, y, eps=eps, step=step, generator=generator)
+
+
+def _step(model: Classifier, x: Tensor, y: Tensor, optimiser: torch.optim.Optimizer) -> tuple[float, int]:
+    model.train()
     logits = model(x)
     loss = torch.nn.functional.cross_entropy(logits, y)
     optimiser.zero_grad(set_to_none=True)

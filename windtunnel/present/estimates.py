@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from windtunnel.present import words
-from windtunnel.present.select import PLACE, absent, full_name, raised, raised_on_all, threat_order, winners
+from windtunnel.present.select import PLACE, Outcomes, absent, full_name, threat_order
 
 
 def put(line: dict[str, Any], key: str, row: pd.Series | None, *, notes: Iterable[str] = (), why: str = "") -> None:
@@ -58,24 +58,10 @@ def notes_in(lines: list[dict[str, Any]]) -> list[str]:
     return [n for line in lines for key, text in line.items() if key.endswith("_notes") and text for n in text.split()]
 
 
-def flags(metrics: pd.DataFrame, cells: pd.DataFrame, row: pd.Series | None) -> tuple[str, ...]:
-    """The checks that touch a number: of one cell its own; of a worst case those raised on every member that reaches
-    the lowest accuracy.
-
-    A masking rule raises its flag on its own cell; where another rule found less accuracy the worst case is not
-    touched.
-    """
-    if row is None:
-        return ()
-    if row["cell_id"]:
-        return raised(cells, row["cell_id"])
-    return raised_on_all(cells, list(winners(metrics, row)["cell_id"]))
-
-
-def bounded(metrics: pd.DataFrame, cells: pd.DataFrame, row: pd.Series | None) -> list[str]:
+def bounded(outcomes: Outcomes, row: pd.Series | None) -> list[str]:
     """Notes of a number found through a defense: the dagger 'upper bound' first, then the checks."""
     bound = [words.UPPER_BOUND] if row is not None and words.is_upper_bound(row["note"]) else []
-    return [*bound, *flags(metrics, cells, row)]
+    return [*bound, *outcomes.flags(row)]
 
 
 def match(place: dict[str, Any]) -> dict[str, Any]:

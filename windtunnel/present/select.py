@@ -134,28 +134,41 @@ def first(frame: pd.DataFrame, **wanted: Any) -> pd.Series | None:
     return None if rows.empty else rows.iloc[0]
 
 
-def winners(metrics: pd.DataFrame, row: pd.Series) -> pd.DataFrame:
-    """Of a group's members the accuracy rows of those with the lowest accuracy (several where they tie)."""
-    members = row["members"]
-    if members is None or absent(members) or len(members) == 0:
-        return metrics.iloc[:0]
-    rows = cell_rows(metrics, "accuracy")
-    rows = rows[rows["cell_id"].isin(list(members)) & (rows["attack"] != CLEAN)]
-    return rows[rows["value"] == rows["value"].min()]
+class Outcomes:
+    """What single cells came to, looked up by id: accuracy, backward rule, raised checks. Built once per table."""
 
+    def __init__(self, metrics: pd.DataFrame, cells: pd.DataFrame) -> None:
+        rows = cell_rows(metrics, "accuracy")
+        rows = rows[(rows["attack"] != CLEAN) & (rows["attack"] != "")]
+        self._accuracy = dict(zip(rows["cell_id"], zip(rows["value"], rows["through"], strict=True), strict=True))
+        self._flags = {c: tuple(text.split()) for c, text in zip(cells["cell_id"], cells["flags"], strict=True)}
 
-def raised(cells: pd.DataFrame, cell_id: str) -> tuple[str, ...]:
-    """Names of the checks raised on a cell."""
-    rows = cells[cells["cell_id"] == cell_id]
-    return tuple(rows.iloc[0]["flags"].split()) if len(rows) else ()
+    def raised(self, cell_id: str) -> tuple[str, ...]:
+        """Names of the checks raised on a cell."""
+        return self._flags.get(cell_id, ())
 
+    def winners(self, row: pd.Series) -> list[str]:
+        """Of a group's attacked members those with the lowest accuracy (several where they tie)."""
+        members = row["members"]
+        if members is None or absent(members):
+            return []
+        known = {m: self._accuracy[m][0] for m in members if m in self._accuracy}
+        return [m for m, value in known.items() if value == min(known.values())]
 
-def raised_on_all(cells: pd.DataFrame, cell_ids: list[str]) -> tuple[str, ...]:
-    """Checks raised on every one of several cells: what stays doubtful about a number that any of them supports."""
-    if not cell_ids:
-        return ()
-    names = [raised(cells, c) for c in cell_ids]
-    return tuple(n for n in names[0] if all(n in other for other in names[1:]))
+    def rules(self, row: pd.Series) -> list[str]:
+        """The backward rules that reach a group's lowest accuracy."""
+        return sorted({self._accuracy[m][1] for m in self.winners(row)} - {"", "none"})
+
+    def flags(self, row: pd.Series | None) -> tuple[str, ...]:
+        """The checks that touch a number: of one cell its own; of a worst case those raised on *every* member that
+        reaches the lowest accuracy.
+
+        A masking rule raises its flag on its own cell; where another rule found less, the worst case is not touched.
+        """
+        if row is None:
+            return ()
+        names = [self.raised(c) for c in ([row["cell_id"]] if row["cell_id"] else self.winners(row))]
+        return tuple(n for n in names[0] if all(n in other for other in names[1:])) if names else ()
 
 
 def threat_order(name: str) -> tuple[str, float]:

@@ -123,8 +123,10 @@ RC: dict[str, Any] = {
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Decorator: the figure is drawn under ``RC``, whatever the caller's matplotlib settings are, which stay
-    untouched.
+    """Decorator: the figure is drawn under ``RC``; the caller's matplotlib settings neither matter nor change.
+
+    The layout is computed here once and frozen: constrained layout moves a little with every further drawing, and the
+    bytes of a file must not depend on how often the figure was drawn before.
     """
 
     @functools.wraps(draw)
@@ -132,7 +134,10 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(RC)
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            return figure
 
     return wrapped
 

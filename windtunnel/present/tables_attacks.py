@@ -10,7 +10,6 @@ from windtunnel.present import words
 from windtunnel.present.estimates import (
     bounded,
     count,
-    flags,
     footnotes,
     frame,
     match,
@@ -25,6 +24,7 @@ from windtunnel.present.layout import Column, Table
 from windtunnel.present.select import (
     CLEAN,
     PLACE,
+    Outcomes,
     attacked_rows,
     by_attack_rows,
     by_iterate,
@@ -32,24 +32,22 @@ from windtunnel.present.select import (
     first,
     in_distribution,
     only,
-    raised,
     robust_rows,
     seed_means,
     tidy,
-    winners,
     worst_rows,
 )
 from windtunnel.present.style import defense_order
 
 
 def robust_accuracy(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
-    """Undefended models: one row per image set, model, seed and threat; one column per attack and the worst case of
-    all.
+    """Undefended models: a row per image set, model, seed and threat, a column per attack, and the worst case of all.
 
     An attack's column is ``robust_accuracy_by_attack``; the worst case is ``robust_accuracy`` against ``all``:
     clean-correct and correct on every candidate image, per sample, transferred images and noise included.
     """
     metrics, cells = tidy(metrics), tidy(cells)
+    outcomes = Outcomes(metrics, cells)
     bare = only(attacked_rows(metrics), attack_defense=("none", ""), defense="none")
     alone = only(by_attack_rows(metrics, "bare"), defense=("none", ""))
     worst = worst_rows(metrics)
@@ -62,14 +60,14 @@ def robust_accuracy(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
         place = {name: key[name] for name in PLACE}
         line: dict[str, Any] = {**place_words(place), "threat": key["threat"], "budget": words.threat(key["threat"])}
         own = first(clean, **match(place))
-        put(line, "clean", own, notes=() if own is None else raised(cells, own["cell_id"]))
+        put(line, "clean", own, notes=outcomes.flags(own))
         worst_row = first(worst, **match(place), threat=key["threat"])
         for attack in attacks:
             row = first(alone, **match(place), threat=key["threat"], attack=attack)
             if row is None:
                 row = first(bare, **match(place), threat=key["threat"], attack=attack)
-            put(line, f"attack_{attack}", row, notes=flags(metrics, cells, row))
-        put(line, "worst_case", worst_row, notes=flags(metrics, cells, worst_row))
+            put(line, f"attack_{attack}", row, notes=outcomes.flags(row))
+        put(line, "worst_case", worst_row, notes=outcomes.flags(worst_row))
         seen = [worst_row, *(first(bare, **match(place), threat=key["threat"], attack=a) for a in attacks)]
         line["n"] = next((n for n in map(count, seen) if n is not None), None)
         line["n_clean"] = count(own)
@@ -111,6 +109,7 @@ def defenses(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
     Differences are against ``none`` on the same images, paired, with McNemar's p after Holm.
     """
     metrics, cells = tidy(metrics), tidy(cells)
+    outcomes = Outcomes(metrics, cells)
     unaware, through, every = (robust_rows(metrics, against) for against in ("unaware", "through", "all"))
     bare = only(robust_rows(metrics, "bare"), defense=("none", ""))
     clean = clean_rows(metrics)
@@ -135,30 +134,30 @@ def defenses(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
                 "defense": name,
             }
             own = first(clean, **place, defense=name)
-            put(line, "clean", own, notes=() if own is None else raised(cells, own["cell_id"]))
+            put(line, "clean", own, notes=outcomes.flags(own))
             difference = first(only(paired, attack=CLEAN), **place, defense=name)
             put(line, "clean_difference", difference)
             line["clean_p_holm"] = p_adjusted(difference)
             if name == "none":
                 row = first(bare, **place, threat=budget)
-                put(line, "unaware", row, notes=flags(metrics, cells, row))
+                put(line, "unaware", row, notes=outcomes.flags(row))
                 put(line, "unaware_difference", None)
                 line["unaware_p_holm"] = None
                 put(line, "through", None)
                 line["rule"] = ""
                 row = first(every, **place, threat=budget, defense=name)
-                put(line, "worst_case", row, notes=flags(metrics, cells, row))
+                put(line, "worst_case", row, notes=outcomes.flags(row))
             else:
                 row = first(unaware, **place, threat=budget, defense=name)
-                put(line, "unaware", row, notes=flags(metrics, cells, row))
+                put(line, "unaware", row, notes=outcomes.flags(row))
                 gain = _attacked_difference(paired, place, budget, name)
                 put(line, "unaware_difference", gain)
                 line["unaware_p_holm"] = p_adjusted(gain)
                 row = first(through, **place, threat=budget, defense=name)
-                put(line, "through", row, notes=bounded(metrics, cells, row), why="not attacked here")
-                line["rule"] = _rule_that_won(metrics, row)
+                put(line, "through", row, notes=bounded(outcomes, row), why="not attacked here")
+                line["rule"] = _rule_that_won(outcomes, row)
                 row = first(every, **place, threat=budget, defense=name)
-                put(line, "worst_case", row, notes=bounded(metrics, cells, row), why="not attacked here")
+                put(line, "worst_case", row, notes=bounded(outcomes, row), why="not attacked here")
             for metric in ("bpp_payload", "psnr"):
                 found = first(clean_rows(metrics, metric), **place, defense=name)
                 line[metric] = None if found is None else float(found["value"])
@@ -222,9 +221,8 @@ def _attacked_difference(paired: pd.DataFrame, place: dict[str, Any], threat: st
     return None if rows.empty else by_iterate(rows).iloc[0]
 
 
-def _rule_that_won(metrics: pd.DataFrame, row: pd.Series | None) -> str:
+def _rule_that_won(outcomes: Outcomes, row: pd.Series | None) -> str:
     """The backward rules whose own cell reaches the lowest accuracy (several where they tie)."""
     if row is None:
         return ""
-    names = sorted(set(winners(metrics, row)["through"]) - {"", "none"})
-    return ", ".join(names) or row["note"]
+    return ", ".join(outcomes.rules(row)) or row["note"]

@@ -8,7 +8,7 @@ formulas live in ``windtunnel.metrics``, the honesty columns in ``windtunnel.che
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,13 @@ PAIRS: tuple[tuple[Side, Side], ...] = (
     (("digits-abet", "abet"), ("digits-cnn", "energy")),
     (("digits-abet", "abet"), ("digits-cnn", "msp")),
     (("digits-abet", "abet"), ("digits-abet", "abet-unablated")),
-    (("digits-abet", "abet"), ("digits-abet", "energy")),
+    (("digits-abet", "abet"), ("digits-abet", "msp")),
     (("digits-abet", "abet"), ("digits-coslin", "energy")),
 )
-"""(this model, this score) against (that model, that score), over the training seeds that both have."""
+"""(this model, this score) against (that model, that score), over the training seeds that both have.
+
+Energy on an AbeT net is no pair of its own: that net's logits are divided by T already, so it is AbeT to the digit.
+"""
 PAIRED_METRICS = ("auroc", "fpr95_id_positive")
 TOLERATED_ERRORS = 0.01
 UPPER_BOUND = "upper bound"
@@ -759,8 +762,7 @@ def cells_table(samples: pd.DataFrame, cell_infos: Iterable[Info]) -> pa.Table:
             row[f"stat_{name}"] = finding.statistic if finding else None
         row["flags"] = " ".join(name for name in CHECKS if row[f"check_{name}"] == "flag")
         rows.append(row)
-    order: Callable[[Row], Any] = lambda r: tuple(_sortable(r.get(k)) for k in (*ORDER, "attack_seed"))  # noqa: E731
-    rows.sort(key=order)
+    rows.sort(key=lambda r: tuple(_sortable(r.get(k)) for k in (*ORDER, "attack_seed")))
     return store.table_from_columns(
         {name: [r[name] for r in rows] for name, _ in CELL_FIELDS}, store.schema(CELL_FIELDS)
     )

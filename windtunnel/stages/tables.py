@@ -96,6 +96,7 @@ def cell_info(plan: Plan, wanted: Wanted) -> dict[str, Any]:
         "has_scores": bool(wanted.scores),
         "fit_on": plan.run.fit_on if wanted.scores else None,
         "rule_is_generic": defense.only_generic if defense else None,
+        "adversarially_trained": bool((choice.entry.recipe.get("training") or {}).get("adversarial")),
     }
 
 

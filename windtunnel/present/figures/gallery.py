@@ -52,6 +52,8 @@ def gallery(pictures: Sequence[Picture], *, enlarge: float | None = None) -> Fig
     peak = max(float(np.abs(p.adversarial - p.clean).max()) for p in shown)
     k = enlarge if enlarge is not None else max(1.0, float(np.floor(0.5 / peak + 1e-6))) if peak > 0 else 1.0
     figure = style.new_figure(width=style.WIDTH, height=0.7 + 1.95 * len(shown))
+    # The two lines of text under an image hang below its axes: constrained layout needs room for the last row's.
+    figure.get_layout_engine().set(h_pad=0.1)
     grid = figure.subplots(len(shown), 4, squeeze=False)
     for axes, title in zip(grid[0], ("clean", "adversarial", "defended", f"perturbation × {k:g}"), strict=True):
         axes.set_title(title, loc="center", fontsize=9)

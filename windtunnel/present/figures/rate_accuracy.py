@@ -38,7 +38,7 @@ def rate_accuracy(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     metrics, cells = tidy(metrics), tidy(cells)
     rates = clean_rows(metrics, "bpp_payload")
     rates = rates[(rates["defense"] != "none") & (rates["value"] > 0)]
-    rates = rates[[style.defense_rounds(d)[1] == 1 for d in rates["defense"]]]
+    rates = only(rates.assign(rounds=[style.defense_rounds(d)[1] for d in rates["defense"]]), rounds=1)
     places = _places(rates)
     if not places:
         return style.not_in_this_run(TITLE, "no model was judged behind two settings of a codec")

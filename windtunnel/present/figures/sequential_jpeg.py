@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from windtunnel.present import style, words
-from windtunnel.present.select import PLACE, absent, attacked_rows, clean_rows, full_name, only, raised, tidy
+from windtunnel.present.select import PLACE, Outcomes, absent, attacked_rows, clean_rows, full_name, only, tidy
 
 TITLE = "One codec applied several times, attacked through it"
 SAME_AT_ONE = ("surrogate-n", "surrogate-1")
@@ -26,6 +26,7 @@ def sequential_jpeg(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     lines.
     """
     metrics, cells = tidy(metrics), tidy(cells)
+    outcomes = Outcomes(metrics, cells)
     rows = attacked_rows(metrics)
     split = [style.defense_rounds(d) for d in rows["defense"]]
     rows = rows.assign(base=[b for b, _ in split], rounds=[r for _, r in split])
@@ -38,8 +39,9 @@ def sequential_jpeg(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     unaware = rows[(rows["attack_defense"].isin(["none", ""])) & (rows["defense"] != "none")]
     unaware = only(unaware, **place, **{k: chosen[k] for k in ("attack", "threat", "base")})
     clean = only(clean_rows(metrics), **place)
-    clean = clean.assign(rounds=[style.defense_rounds(d)[1] for d in clean["defense"]])
-    clean = clean[[style.defense_rounds(d)[0] == chosen["base"] for d in clean["defense"]]]
+    split = [style.defense_rounds(d) for d in clean["defense"]]
+    clean = clean.assign(base=[b for b, _ in split], rounds=[r for _, r in split])
+    clean = only(clean, base=chosen["base"])
 
     figure = style.new_figure(height=4.3)
     axes = figure.subplots()
@@ -61,7 +63,7 @@ def sequential_jpeg(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figure:
                 )
                 labels.append((y[-1], words.rule(rule), colour))
             for xi, (_, row) in zip(x, line.iterrows(), strict=True):
-                names = raised(cells, row["cell_id"])
+                names = outcomes.raised(row["cell_id"])
                 if names:
                     flagged.update(names)
                     axes.plot(xi, row["value"], "o", ms=10, mfc="none", mec=style.INK, mew=1.1, zorder=4)
