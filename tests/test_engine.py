@@ -351,6 +351,8 @@ def test_nan_logits_are_wrong_and_named_and_their_neighbours_untouched() -> None
     images = images[:20].copy()
     images[:, :, 0, 0] = 0.5
     images[3, :, 0, 0] = images[11, :, 0, 0] = 1.0
+    labels = labels.copy()
+    labels[[3, 11]] = 0  # argmax of NaN is class 0: it must not pass for a right answer
     options: dict[str, Any] = {"eps": 0.01, "norm": "linf", "mode": "full"}
     result = run_attack(Broken(model), PGD(steps=3), images, labels[:20], ids(20), **options)
     assert np.nonzero(result.nan)[0].tolist() == [3, 11]

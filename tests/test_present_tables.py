@@ -326,3 +326,18 @@ def test_more_footnotes_than_symbols_go_on_with_numbers() -> None:
     symbols = Table("t", "t", data, (Column("x", "x", "percent"),), {n: n for n in names}).symbols()
     assert len(set(symbols.values())) == 14
     assert symbols["n0"] == layout.SYMBOLS[0] and symbols["n13"] == "(14)"
+
+
+def test_names_in_words() -> None:
+    assert [words.threat(t) for t in ("linf-8", "l2-50", "l2-100", "mine")] == [
+        "8/255 (L∞)",
+        "0.5 (L2)",
+        "1 (L2)",
+        "mine",
+    ]
+    assert [words.attack(a) for a in ("pgd20", "apgd-ce-30", "square-300", "sign-noise")] == [
+        "PGD-20", "APGD-CE-30", "Square-300", "sign-noise",
+    ]  # fmt: skip
+    assert [words.defense(d) for d in ("jpeg-50", "jpeg-50-x10", "median-3")] == [
+        "JPEG-50", "JPEG-50 applied 10 times", "median-3",
+    ]  # fmt: skip

@@ -13,6 +13,7 @@ import os
 for _name, _value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "passive"), ("MKL_NUM_THREADS", "1")):
     os.environ.setdefault(_name, _value)
 
+import atexit
 import logging
 import resource
 import sys
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("windtunnel")
 CURRENT = ".current"
 LAST_WORDS = "failed.txt"
+UPSTREAM_FAILED = "UpstreamFailed"
 _SCREEN: list[int] = []
 MADE = ".made"
 
@@ -305,17 +307,16 @@ def verdict(manifests: Sequence[Path | str], output: Path) -> None:
         listing.unlink(missing_ok=True)
         store.write_atomic(output, b"ok\n")
         return
-    lines = [f"{Path(m).with_suffix('')} {key}: {reason}" for m, key, reason in failed]
+    causes = [f for f in failed if not f[2].startswith(UPSTREAM_FAILED)] or failed
+    lines = [f"{Path(m).with_suffix('')} {key}: {reason}" for m, key, reason in causes]
     store.write_atomic(listing, ("\n".join(lines) + "\n").encode())
     forget_failed(manifests)
-    raise RuntimeError(
-        f"{len(failed)} failed cells; tables and report are made all the same, the next run tries them again"
-    )
+    raise RuntimeError(f"{len(causes)} failed; tables and report are made all the same, the next run tries again")
 
 
-def last_words(results: Path | str) -> list[str]:
-    """The failed cells of the last verdict, as lines for the end of the output."""
+def leave_last_words(results: Path | str) -> None:
+    """Print the failed cells of this run's verdict when the process ends: after all that Snakemake has to say."""
     listing = Path(results) / LAST_WORDS
-    if not listing.is_file():
-        return []
-    return ["windtunnel: failed cells:", *(f"  {line}" for line in listing.read_text().splitlines())]
+    if listing.is_file():
+        text = f"windtunnel: failed:\n{listing.read_text()}"
+        atexit.register(lambda: print(text, end="", file=sys.stderr, flush=True))

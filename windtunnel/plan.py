@@ -7,6 +7,7 @@ parts it must make from what. ``digest`` of that answer is the one string that r
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -655,7 +656,7 @@ class Plan:
             n = self._count(key.images, self._attack_n[key])
             entry = self.catalogue.model(key.model).entry
             _, card, settings = self.catalogue.attack(key.attack)
-            steps = int(settings.get("steps", settings.get("queries", 1))) * int(settings.get("restarts", 1))
+            steps = math.prod(int(settings[name]) for name in card.constants.get("bill", ()))
             defense = self.catalogue.defense(key.defense).entry if key.defense != NONE else None
             rounds = self.catalogue.defense(key.defense).rounds if key.defense != NONE else 0
             evaluations = n * (steps + 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from windtunnel.models.spec import model_name
@@ -42,14 +43,15 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
 
 def only(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     """Rows equal to every wanted value; a tuple stands for any of its values, None for a null."""
-    keep = pd.Series(True, index=frame.index)
+    keep = np.ones(len(frame), dtype=bool)
     for name, value in wanted.items():
+        column = frame[name].to_numpy()
         if value is None:
-            keep &= frame[name].isna()
+            keep &= pd.isna(column)
         elif isinstance(value, tuple):
-            keep &= frame[name].isin(value)
+            keep &= np.isin(column.astype(str), [str(v) for v in value])
         else:
-            keep &= frame[name] == value
+            keep &= column == value
     return frame[keep]
 
 

@@ -113,6 +113,7 @@ def defenses(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
     unaware, through, every = (robust_rows(metrics, against) for against in ("unaware", "through", "all"))
     bare = only(robust_rows(metrics, "bare"), defense=("none", ""))
     clean = clean_rows(metrics)
+    measured = {metric: clean_rows(metrics, metric) for metric in ("bpp_payload", "psnr")}
     paired = in_distribution(metrics)
     paired = paired[(paired["metric"] == "accuracy_difference") & (paired["baseline_cell_id"] != "")]
     guarded = pd.concat([unaware, through])
@@ -158,8 +159,8 @@ def defenses(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
                 line["rule"] = _rule_that_won(outcomes, row)
                 row = first(every, **place, threat=budget, defense=name)
                 put(line, "worst_case", row, notes=bounded(outcomes, row), why="not attacked here")
-            for metric in ("bpp_payload", "psnr"):
-                found = first(clean_rows(metrics, metric), **place, defense=name)
+            for metric in measured:
+                found = first(measured[metric], **place, defense=name)
                 line[metric] = None if found is None else float(found["value"])
             line["n_clean"] = count(own)
             line["n_attacked"] = next(

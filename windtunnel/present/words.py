@@ -13,12 +13,12 @@ from windtunnel.present.style import defense_rounds
 
 
 def threat(name: str) -> str:
-    """``linf-8`` is '8/255 (L∞)', ``l2-0.5`` is '0.5 (L2)'."""
+    """``linf-8`` is '8/255 (L∞)', ``l2-50`` is '0.5 (L2)': names count 255ths and hundredths. Other names stay."""
     norm, _, size = name.partition("-")
-    if norm == "linf" and size:
+    if norm == "linf" and size.isdigit():
         return f"{size}/255 (L∞)"
-    if norm == "l2" and size:
-        return f"{size} (L2)"
+    if norm == "l2" and size.isdigit():
+        return f"{int(size) / 100:g} (L2)"
     return name
 
 

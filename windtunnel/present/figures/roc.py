@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -45,12 +47,21 @@ def roc(
             axes.plot(*_id_point(inside, outside), "o", ms=6, color=colours[score], mec="white", zorder=5)
             axes.plot(*_ood_point(x, y), "s", ms=6, color=colours[score], mec="white", zorder=5)
             area = _area(metrics, found.model, found.seed, role, score, float(np.trapezoid(y, x)))
-            handles.append(Line2D([], [], color=colours[score], label=f"{words.score(score)}: AUROC {area}"))
+            handles.append(Line2D([], [], color=colours[score], label=f"{words.score(score)} {area}"))
         axes.legend(
-            handles=handles, loc="lower right", handlelength=1.4, frameon=True, edgecolor="none", framealpha=0.9
+            handles=handles,
+            loc="lower right",
+            handlelength=1.2,
+            frameon=True,
+            edgecolor="none",
+            framealpha=0.9,
+            title="AUROC (%)",
+            title_fontsize=8,
+            alignment="left",
         )
         sizes = found.group(role, found.scores[0])
-        axes.set_title(f"{ROLES[role]}: {', '.join(sizes.sets)} (n = {len(sizes.values)})", fontsize=8.5)
+        names = textwrap.fill(", ".join(sizes.sets), 44)
+        axes.set_title(f"{ROLES[role]} (n = {len(sizes.values)})\n{names}", fontsize=8.5)
         axes.set_aspect("equal")
         style.percent_axis(axes, axis="x")
         axes.set_xlabel("share of ID images flagged")
@@ -104,5 +115,5 @@ def _area(metrics: pd.DataFrame, model: str, seed: int, role: str, score: str, d
     rows = rows[(rows["group_id"] != "") & rows["attack"].isin(["none", ""])]
     row = first(rows)
     if row is None or absent(row["ci_low"]):
-        return f"{100 * drawn:.1f} %"
-    return f"{100 * row['value']:.1f} % [{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"
+        return f"{100 * drawn:.1f}"
+    return f"{100 * row['value']:.1f} [{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"
