@@ -279,7 +279,7 @@ def remove_damaged(results: Path | str, limit_mb: int) -> list[str]:
             size += path.stat().st_size if path and path.is_file() else 0
     if size > limit_mb * 1_000_000:
         return []
-    damaged = []
+    damaged: list[str] = []
     for manifest, parts in entries:
         bad = [] if parts is not None else [manifest]
         for part in parts or []:
@@ -293,6 +293,10 @@ def remove_damaged(results: Path | str, limit_mb: int) -> list[str]:
                 path.unlink(missing_ok=True)
                 damaged.append(str(path))
             Path(manifest).unlink(missing_ok=True)
+    if damaged:
+        # Snakemake does not miss an input of finished work: what takes every manifest must be wanted again
+        for output in ("tables/cells.parquet", "verdict.ok"):
+            (root / output).unlink(missing_ok=True)
     return damaged
 
 

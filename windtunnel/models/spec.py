@@ -25,6 +25,8 @@ ARCHITECTURES = ("cnn", "vit", "file")
 HEADS = ("linear", "abet", "cosine_global")
 DATASETS = ("photodigits",)
 CATALOGUE = Path(__file__).parent.parent / "catalogue" / "models.yaml"
+# Keys of a catalogue entry that describe the family and decide no weights.
+NOT_IDENTITY = ("seeds", "description", "label", "milliseconds_per_forward", "milliseconds_per_gradient")
 _SEEDED = re.compile(r"^(?P<base>.+)-s(?P<seed>[1-9]\d*)$")
 
 
@@ -84,7 +86,7 @@ def specs_of_entry(entry: str, settings: Mapping[str, Any]) -> dict[str, ModelSp
     """The models of one catalogue entry, by name, in the order of its seeds."""
     if _SEEDED.match(entry):
         raise ValueError(f"model entry '{entry}': a name ending in -s<number> is kept for seeds")
-    common = {key: value for key, value in settings.items() if key != "seeds"}
+    common = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
     common.setdefault("head", None)
     common.setdefault("dataset", None)
     common["class_names"] = tuple(common.get("class_names") or ())

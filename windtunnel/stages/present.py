@@ -29,7 +29,6 @@ def write_tables(plan: Plan) -> None:
     metrics, cells = store.load("results", "metrics"), store.load("results", "cells")
     made = tables.all_tables(metrics, cells, trivial_rows(plan))
     written = render.write_tables(PRINTED, made)
-    written.append(render.write_page(PRINTED, "checks", tables.checks_page(cells)))
     store.write_json(PRINTED / "index.json", {"run": plan.run.name, "files": sorted({p.name for p in written})})
 
 

@@ -57,6 +57,7 @@ def reliability(samples: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
         top.set_title("\n".join([title, *_ece(metrics, place, seed)]), fontsize=8)
         style.percent_axis(top)
         style.percent_axis(bottom, axis="x")
+        bottom.tick_params(labelbottom=True)
         bottom.set_xlabel("confidence")
         if column == 0:
             top.set_ylabel("accuracy")
