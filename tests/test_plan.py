@@ -240,3 +240,12 @@ def test_planning_a_thousand_cells_takes_milliseconds_each() -> None:
     found = plan(block(defenses=qualities, seeds="all", attacks=["none", "pgd20"], threats=["none", "linf-4"]))
     assert len(found.cells) == 100 * 5 * 2
     assert len({found.cell_id(w.cell) for w in found.cells}) == 1000
+
+
+def test_the_schema_for_editors_is_that_of_the_classes() -> None:
+    import json
+
+    from windtunnel.catalogue import json_schema
+
+    shipped = json.loads((ROOT / "config/config.schema.json").read_text())
+    assert shipped == json.loads(json.dumps(json_schema())), "run: python scripts/dev/write_schema.py"

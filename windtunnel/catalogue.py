@@ -506,5 +506,5 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a config, for editors."""
-    return RunConfig.model_json_schema()
+    """The JSON Schema of a config, for editors: kept in config/config.schema.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()}

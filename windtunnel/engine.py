@@ -229,6 +229,11 @@ class _Judge:
     def _check(self, x: Tensor) -> None:
         if len(x) != len(self.y):
             raise ValueError(f"the attack asked about {len(x)} images, its batch has {len(self.y)} rows")
+        if x.dtype != self.book["best"].dtype:
+            raise ValueError(
+                f"the attack proposed {x.dtype} images, the clean ones are {self.book['best'].dtype}: 'eps' is float64, "
+                f"bring it to the images with windtunnel.attacks.geometry.per_row(eps, x0)"
+            )
 
     def _record(self, x: Tensor, logits: Tensor) -> Tensor:
         """Judge candidates: wrong beats right, then the larger margin. Returns which rows are wrong."""

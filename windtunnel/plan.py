@@ -29,6 +29,7 @@ from windtunnel.catalogue import (
     SetChoice,
     read_config,
 )
+from windtunnel.models.spec import ALGORITHM_VERSION as MODELS_VERSION
 from windtunnel.models.spec import ModelSpec
 from windtunnel.registry import did_you_mean
 from windtunnel.store import digest, file_digest, short_id
@@ -403,6 +404,7 @@ class Plan:
             }
         else:
             found["recipe_version"] = images.recipe_version(choice.entry.dataset or "")
+            found["algorithm_version"] = MODELS_VERSION
         return found
 
     def model_spec(self, name: str) -> ModelSpec:
