@@ -28,7 +28,7 @@ from windtunnel import store
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE_JOBS = (
     "score",
-    "summarise_model",
+    "summarise_group",
     "summarise_metrics",
     "summarise_cells",
     "summarise_costs",

@@ -1,22 +1,22 @@
-"""Observations. In: clean, shifted, purified or attacked images and a model. Out: results/observed/{model}/{batch}.json with
+"""Observations. In: clean, shifted, purified or attacked images and a model. Out: results/observed/{group}/{batch}.json with
 one part per cell: logits, features, predictions, distances, distortion and rate."""
 
 
 rule observe:
-    """A model looks once at every image of one batch of cells; defenses of attacked images are applied here."""
+    """The training seeds of a model look once at every image of one batch of cells; defenses of attacked images are applied here."""
     input:
-        images=lambda w: PLAN.observe_inputs(w.model, w.batch)["images"],
-        shifted=lambda w: PLAN.observe_inputs(w.model, w.batch)["shifted"],
-        purified=lambda w: PLAN.observe_inputs(w.model, w.batch)["purified"],
-        attacked=lambda w: PLAN.observe_inputs(w.model, w.batch)["attacked"],
-        weights="results/models/{model}/weights.safetensors",
-        card="results/models/{model}/card.json",
+        images=lambda w: PLAN.observe_inputs(w.group, w.batch)["images"],
+        shifted=lambda w: PLAN.observe_inputs(w.group, w.batch)["shifted"],
+        purified=lambda w: PLAN.observe_inputs(w.group, w.batch)["purified"],
+        attacked=lambda w: PLAN.observe_inputs(w.group, w.batch)["attacked"],
+        weights=lambda w: PLAN.observe_inputs(w.group, w.batch)["weights"],
+        cards=lambda w: PLAN.observe_inputs(w.group, w.batch)["cards"],
     output:
-        "results/observed/{model}/{batch}.json",
+        "results/observed/{group}/{batch}.json",
     log:
-        "results/logs/observe/{model}/{batch}.log",
+        "results/logs/observe/{group}/{batch}.log",
     benchmark:
-        "results/benchmarks/observe/{model}/{batch}.tsv"
+        "results/benchmarks/observe/{group}/{batch}.tsv"
     retries: 1
     resources:
         mem_mb=2000,

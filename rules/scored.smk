@@ -1,19 +1,20 @@
-"""Scores. In: observations (those of the fitting split too). Out: results/tables/samples/{model}.{batch}.parquet. No torch."""
+"""Scores. In: observations (those of the fitting split too). Out: results/tables/samples/{group}.{batch}.parquet. No torch."""
 
 
 rule score:
     """Every configured score of every cell of one batch; adding a score runs no model."""
     input:
-        observed="results/observed/{model}/{batch}.json",
-        fit=lambda w: [f"results/observed/{w.model}/clean.json"] if w.model in PLAN.fitted_models else [],
-        card="results/models/{model}/card.json",
-        images=lambda w: PLAN.observe_inputs(w.model, w.batch)["images"],
+        observed="results/observed/{group}/{batch}.json",
+        fit=lambda w: [f"results/observed/{w.group}/clean.json"] if PLAN.fitted_in(w.group, "clean") else [],
+        cards=lambda w: PLAN.observe_inputs(w.group, w.batch)["cards"],
+        images=lambda w: PLAN.observe_inputs(w.group, w.batch)["images"],
+        shifted=lambda w: PLAN.observe_inputs(w.group, w.batch)["shifted"],
     output:
-        "results/tables/samples/{model}.{batch}.parquet",
+        "results/tables/samples/{group}.{batch}.parquet",
     log:
-        "results/logs/score/{model}/{batch}.log",
+        "results/logs/score/{group}/{batch}.log",
     benchmark:
-        "results/benchmarks/score/{model}/{batch}.tsv"
+        "results/benchmarks/score/{group}/{batch}.tsv"
     resources:
         mem_mb=1000,
     params:

@@ -1,28 +1,28 @@
-"""Summaries. In: sample tables and manifests. Out: results/metrics/{model}.parquet, results/tables/{cells,metrics,costs}.parquet."""
+"""Summaries. In: sample tables and manifests. Out: results/metrics/{group}.parquet, results/tables/{cells,metrics,costs}.parquet."""
 
 
-rule summarise_model:
-    """Metrics with intervals of one model: a pure function of its samples."""
+rule summarise_group:
+    """Metrics with intervals of one model, each training seed for itself: a pure function of its samples."""
     input:
-        lambda w: [f"results/tables/samples/{m}.{b}.parquet" for m, b in PLAN.score_jobs if m == w.model],
+        lambda w: [f"results/tables/samples/{m}.{b}.parquet" for m, b in PLAN.score_jobs if m == w.group],
     output:
-        "results/metrics/{model}.parquet",
+        "results/metrics/{group}.parquet",
     log:
-        "results/logs/summarise_model/{model}.log",
+        "results/logs/summarise_group/{model}.log",
     benchmark:
-        "results/benchmarks/summarise_model/{model}.tsv"
+        "results/benchmarks/summarise_group/{model}.tsv"
     resources:
         mem_mb=1500,
     params:
-        plan=plan_digest("summarise_model"),
+        plan=plan_digest("summarise_group"),
     script:
-        "../scripts/summarise_model.py"
+        "../scripts/summarise_group.py"
 
 
 rule summarise_metrics:
     """All models' metrics, with means over training seeds and paired tests between models."""
     input:
-        [f"results/metrics/{m}.parquet" for m in PLAN.judges],
+        [f"results/metrics/{g}.parquet" for g in PLAN.groups],
     output:
         "results/tables/metrics.parquet",
     log:

@@ -8,4 +8,4 @@ with script(snakemake) as plan:
     from windtunnel.stages import observe
 
     w = snakemake.wildcards
-    observe.observe(plan, w.model, w.batch, Path(snakemake.output[0]), attempt=snakemake.resources.attempt)
+    observe.observe(plan, w.group, w.batch, Path(snakemake.output[0]), attempt=snakemake.resources.attempt)

@@ -7,4 +7,4 @@ from windtunnel.jobs import script
 with script(snakemake) as plan:
     from windtunnel.stages import score
 
-    score.score(plan, snakemake.wildcards.model, snakemake.wildcards.batch, Path(snakemake.output[0]))
+    score.score(plan, snakemake.wildcards.group, snakemake.wildcards.batch, Path(snakemake.output[0]))

@@ -170,28 +170,25 @@ def test_the_guard_finds_and_mends_every_change(what):
         else:
             model.train(), model(images(8)), model.eval()
 
-    with pytest.raises(base.ModelChanged, match="changed it"):
-        with base.guarded(model):
-            change()
+    with pytest.raises(base.ModelChanged, match="changed it"), base.guarded(model):
+        change()
     base.assert_frozen(model)
     assert base.state_digest(model) == before
 
 
 def test_an_exception_inside_goes_through_and_the_model_is_mended():
     model = lived_in("digits-cnn")
-    with pytest.raises(ZeroDivisionError) as caught:
-        with base.guarded(model):
-            model.train()
-            raise ZeroDivisionError("the attack's own")
+    with pytest.raises(ZeroDivisionError) as caught, base.guarded(model):
+        model.train()
+        raise ZeroDivisionError("the attack's own")
     assert "restored" in caught.value.__notes__[0]
     base.assert_frozen(model)
 
 
 def test_the_guard_refuses_a_model_that_is_not_frozen():
     model = fresh()
-    with pytest.raises(base.ModelNotFrozen, match="train mode.*require a gradient"):
-        with base.guarded(model):
-            pass
+    with pytest.raises(base.ModelNotFrozen, match="train mode.*require a gradient"), base.guarded(model):
+        pass
 
 
 def test_state_digest_sees_nan_and_the_sign_of_zero():
@@ -324,7 +321,7 @@ def test_single_step_stays_in_ball_and_box_and_raises_the_loss():
     generator = torch.Generator().manual_seed(6)
     moved = robustness.one_step(plane, x, y, eps=4 / 255, step=5 / 255, generator=generator)
     assert float((moved - x).abs().max()) <= 4 / 255 + 1e-6
-    assert 0 <= float(moved.min()) and float(moved.max()) <= 1
+    assert float(moved.min()) >= 0 and float(moved.max()) <= 1
     loss = torch.nn.functional.cross_entropy
     assert float(loss(plane(moved), y)) > float(loss(plane(x), y)) and not moved.requires_grad
 

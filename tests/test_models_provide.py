@@ -77,7 +77,7 @@ def test_loaded_model_is_frozen_float32_and_half_on_disk(resources):
     base.assert_frozen(model)
     assert all(t.dtype == torch.float32 for t in model.state_dict().values() if t.is_floating_point())
     with safe_open(folder / WEIGHTS, framework="numpy") as file:
-        types = {key: file.get_tensor(key).dtype for key in file.keys()}
+        types = {key: file.get_tensor(key).dtype for key in file}
     assert types["body.net.conv1.0.weight"] == np.float16
     assert types["head.weight"] == types["body.net.bn1.running_var"] == np.float32
 

@@ -221,9 +221,9 @@ def test_every_job_has_a_digest_and_planning_is_light() -> None:
     for (model, name, batch), keys in found.attack_jobs.items():
         digests.add(found.digest("attack", model=model, set=name, batch=batch))
         assert keys
-    for model, batch in found.observe_jobs:
-        digests.add(found.digest("observe", model=model, batch=batch))
-        digests.add(found.digest("score", model=model, batch=batch))
+    for group, batch in found.observe_jobs:
+        digests.add(found.digest("observe", group=group, batch=batch))
+        digests.add(found.digest("score", group=group, batch=batch))
     assert len(digests) == len(found.attack_jobs) + 2 * len(found.observe_jobs)
     code = (
         "import sys, yaml; from windtunnel.plan import Plan; Plan.of(yaml.safe_load(open('config/config.yaml')));"
@@ -249,3 +249,14 @@ def test_the_schema_for_editors_is_that_of_the_classes() -> None:
 
     shipped = json.loads((ROOT / "config/config.schema.json").read_text())
     assert shipped == json.loads(json.dumps(json_schema())), "run: python scripts/dev/write_schema.py"
+
+
+def test_seeds_share_a_job_unless_told_otherwise() -> None:
+    grouped = plan(block(seeds="all", scores="all"))
+    assert list(grouped.observe_jobs) == [("digits-cnn", "clean")]
+    assert len(grouped.fitted_in("digits-cnn", "clean")) == 5
+    apart = plan(block(seeds="all", scores="all"), group_seeds=False)
+    assert len(apart.observe_jobs) == 5
+    assert apart.fitted_in("digits-cnn-s3", "clean") == ["digits-cnn-s3"]
+    assert [w.cell for w in apart.cells] == [w.cell for w in grouped.cells]
+    assert [apart.cell_id(w.cell) for w in apart.cells] == [grouped.cell_id(w.cell) for w in grouped.cells]

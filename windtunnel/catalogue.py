@@ -237,6 +237,7 @@ class RunConfig(BaseModel):
     )
     replicates: int = Field(default=1000, ge=100, le=100_000, description="bootstrap replicates of the intervals")
     batch_size: int = Field(default=250, ge=1, description="images at once; changes float rounding only")
+    group_seeds: bool = Field(default=True, description="one observe and score job for all training seeds of a model")
     on_bad_image: Literal["error", "skip"] = "error"
     verify_parts_up_to_mb: int = Field(
         default=4000, ge=0, description="check the digests of finished parts at every start"

@@ -231,7 +231,7 @@ class _Judge:
             raise ValueError(f"the attack asked about {len(x)} images, its batch has {len(self.y)} rows")
         if x.dtype != self.book["best"].dtype:
             raise ValueError(
-                f"the attack proposed {x.dtype} images, the clean ones are {self.book['best'].dtype}: 'eps' is float64, "
+                f"the attack proposed {x.dtype} images, the clean ones are {self.book['best'].dtype}: eps is float64, "
                 f"bring it to the images with windtunnel.attacks.geometry.per_row(eps, x0)"
             )
 

@@ -34,7 +34,6 @@ from windtunnel.models.spec import ModelSpec
 from windtunnel.registry import did_you_mean
 from windtunnel.store import digest, file_digest, short_id
 
-FIT = "fit"
 CLEAN = "clean"
 
 
@@ -522,28 +521,45 @@ class Plan:
             found.setdefault((key.model, key.images, batch), []).append(key)
         return found
 
+    def group_of(self, model: str) -> str:
+        """The name under which a judging model's jobs run: its family, or with ``group_seeds: false`` the model itself."""
+        return self.catalogue.model(model).family if self.run.group_seeds else model
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """Groups of judging models."""
+        return sorted({self.group_of(m) for m in self.judges})
+
     @cached_property
     def observe_jobs(self) -> dict[tuple[str, str], list[Wanted]]:
-        """(judging model, batch) -> cells. Batch ``clean`` also observes the fitting split."""
+        """(group, batch) -> cells, model by model. Batch ``clean`` also observes the fitting split."""
         found: dict[tuple[str, str], list[Wanted]] = {}
         for wanted in self.cells:
-            found.setdefault((wanted.cell.model, wanted.batch), []).append(wanted)
+            found.setdefault((self.group_of(wanted.cell.model), wanted.batch), []).append(wanted)
         for model in self.fitted_models:
-            found.setdefault((model, CLEAN), [])
-        return found
+            found.setdefault((self.group_of(model), CLEAN), [])
+        return {key: sorted(cells, key=lambda w: w.cell.model) for key, cells in found.items()}
 
     @cached_property
     def score_jobs(self) -> list[tuple[str, str]]:
-        """(model, batch) pairs with cells."""
+        """(group, batch) pairs with cells."""
         return [key for key, cells in self.observe_jobs.items() if cells]
 
-    def observe_inputs(self, model: str, batch: str) -> dict[str, list[str]]:
-        """Which manifests an observe job reads: image sets, shifted sets, purified sets and attacked sets."""
+    def fitted_in(self, group: str, batch: str) -> list[str]:
+        """Models whose fitting split this observe job looks at."""
+        return [m for m in self.fitted_models if batch == CLEAN and self.group_of(m) == group and self.fit_set(m)]
+
+    def observed_models(self, group: str, batch: str) -> list[str]:
+        """Models that an observe job loads."""
+        return sorted({w.cell.model for w in self.observe_jobs[(group, batch)]} | set(self.fitted_in(group, batch)))
+
+    def observe_inputs(self, group: str, batch: str) -> dict[str, list[str]]:
+        """Which files an observe job reads: image, shifted, purified and attacked sets, weights and cards."""
         images: set[str] = set()
         shifted: set[str] = set()
         purified: set[tuple[str, str]] = set()
         attacked: set[tuple[str, str, str]] = set()
-        for wanted in self.observe_jobs[(model, batch)]:
+        for wanted in self.observe_jobs[(group, batch)]:
             cell = wanted.cell
             images.add(self.set_choice(cell.images).dataset)
             if cell.shift != NONE:
@@ -552,13 +568,16 @@ class Plan:
                 purified.add((cell.images, self.catalogue.defense(cell.defense).family))
             if cell.attack is not None:
                 attacked.add((cell.attack.model, cell.attack.images, self._attack_batch[cell.attack]))
-        if batch == CLEAN and model in self.fitted_models and self.fit_set(model):
+        for model in self.fitted_in(group, batch):
             images.add(self.set_choice(self.fit_set(model) or "").dataset)
+        models = self.observed_models(group, batch)
         return {
             "images": [f"results/images/{d}/manifest.json" for d in sorted(images)],
             "shifted": [f"results/images/{s}/shifted.json" for s in sorted(shifted)],
             "purified": [f"results/defended/{s}/{f}.json" for s, f in sorted(purified)],
             "attacked": [f"results/attacked/{m}/{s}/{b}.json" for m, s, b in sorted(attacked)],
+            "weights": [f"results/models/{m}/weights.safetensors" for m in models],
+            "cards": [f"results/models/{m}/card.json" for m in models],
         }
 
     def purify_inputs(self, images: str, family: str) -> list[str]:
@@ -605,22 +624,22 @@ class Plan:
             keys = self.attack_jobs[(w["model"], w["set"], w["batch"])]
             return {"parts": [self.attack_settings(k) for k in keys], "batch_size": run.batch_size}
         if rule == "observe":
-            cells = self.observe_jobs[(w["model"], w["batch"])]
-            fit = self.fit_set(w["model"]) if w["batch"] == CLEAN and w["model"] in self.fitted_models else None
+            cells = self.observe_jobs[(w["group"], w["batch"])]
+            fitted = self.fitted_in(w["group"], w["batch"])
             return {
                 "cells": [[self.cell_id(c.cell), c.n, bool(c.scores)] for c in cells],
-                "fit": self.images_settings(fit, NONE) if fit else None,
+                "fit": [[m, self.images_settings(self.fit_set(m) or "", NONE)] for m in fitted],
                 "batch_size": run.batch_size,
             }
         if rule == "score":
-            cells = self.observe_jobs[(w["model"], w["batch"])]
+            cells = self.observe_jobs[(w["group"], w["batch"])]
             return {
                 "cells": [[self.cell_id(c.cell), list(c.scores)] for c in cells],
                 "scores": [self.score_settings(s) for s in run.scores],
                 "fit_on": run.fit_on,
             }
-        if rule == "summarise_model":
-            return {"replicates": run.replicates, "scores": list(run.scores), "cells": self._cells_json(w["model"])}
+        if rule == "summarise_group":
+            return {"replicates": run.replicates, "scores": list(run.scores), "cells": self._cells_json(w["group"])}
         if rule in (
             "summarise_cells",
             "summarise_metrics",
@@ -640,8 +659,9 @@ class Plan:
             **self._user_file(entry.method),
         }  # fmt: skip
 
-    def _cells_json(self, model: str | None) -> list[Any]:
-        return [[self.cell_id(w.cell), w.n, list(w.scores)] for w in self.cells if model in (None, w.cell.model)]
+    def _cells_json(self, group: str | None) -> list[Any]:
+        wanted = [w for w in self.cells if group is None or self.group_of(w.cell.model) == group]
+        return [[self.cell_id(w.cell), w.n, list(w.scores)] for w in wanted]
 
     def digest(self, rule: str, **wildcards: str) -> str:
         """The one string that a rule puts into ``params``."""
@@ -719,7 +739,7 @@ class Plan:
             "attack": len(self.attack_jobs),
             "observe": len(self.observe_jobs),
             "score": len(self.score_jobs),
-            "summarise": len(self.judges) + 3,
+            "summarise": len(self.groups) + 3,
             "present": 4,
         }
 
@@ -736,7 +756,7 @@ JOB_VERSIONS = {
     "attack": 1,
     "observe": 1,
     "score": 1,
-    "summarise_model": 1,
+    "summarise_group": 1,
     "summarise_cells": 1,
     "summarise_metrics": 1,
     "summarise_costs": 1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from windtunnel import store
 from windtunnel.catalogue import NONE
 from windtunnel.defenses.base import repeat
 from windtunnel.jobs import Made, Making, make_parts
-from windtunnel.plan import CLEAN, FIT, Cell, Plan, Wanted, split_shift
+from windtunnel.plan import Cell, Plan, Wanted, split_shift
 from windtunnel.stages import attack as attack_stage
 from windtunnel.stages import images as image_stage
 from windtunnel.stages import purify as purify_stage
@@ -23,26 +23,17 @@ class UpstreamFailed(RuntimeError):
     """The attacked images of this cell could not be made; the reason is the attack's."""
 
 
-def observe(plan: Plan, model: str, batch: str, manifest: Path, *, attempt: int = 1) -> None:
-    """All cells of one (judging model, batch), one part each; batch ``clean`` also the fitting split."""
-    folder = attack_stage.model_folder(model)
-    weights = store.file_digest(folder / "weights.safetensors")
-    loaded: list[Any] = []
-
-    def classifier() -> Any:
-        if not loaded:
-            from windtunnel.models.load import load_model
-
-            loaded.append(load_model(folder))
-        return loaded[0]
-
+def observe(plan: Plan, group: str, batch: str, manifest: Path, *, attempt: int = 1) -> None:
+    """All cells of one (group of judging models, batch), one part each; batch ``clean`` also the fitting split."""
+    models = plan.observed_models(group, batch)
+    weights = {m: store.file_digest(attack_stage.model_folder(m) / "weights.safetensors") for m in models}
     makings = []
-    for wanted in plan.observe_jobs[(model, batch)]:
+    for wanted in plan.observe_jobs[(group, batch)]:
         source, content = _source(plan, wanted.cell)
         identity = {
             "cell": plan.cell_settings(wanted.cell),
             "n": wanted.n,
-            "weights": weights,
+            "weights": weights[wanted.cell.model],
             "content": content,
             "features": bool(wanted.scores),
             "batch_size": plan.run.batch_size,
@@ -51,19 +42,44 @@ def observe(plan: Plan, model: str, batch: str, manifest: Path, *, attempt: int 
             Making(
                 key=plan.cell_id(wanted.cell),
                 identity=identity,
-                make=partial(_observe, plan, wanted, source, classifier),
+                make=partial(_observe, plan, wanted, source),
             )
         )
-    fit = plan.fit_set(model) if batch == CLEAN and model in plan.fitted_models else None
-    if fit:
+    for model in plan.fitted_in(group, batch):
+        fit = plan.fit_set(model) or ""
         identity = {
+            "model": model,
             "fit": plan.images_settings(fit, NONE),
-            "weights": weights,
+            "weights": weights[model],
             "content": image_stage.content(plan, fit, NONE),
             "batch_size": plan.run.batch_size,
         }
-        makings.append(Making(key=FIT, identity=identity, make=partial(_observe_fit, plan, model, fit, classifier)))
-    make_parts(manifest, plan.digest("observe", model=model, batch=batch), makings, attempt=attempt, prepare=classifier)
+        makings.append(Making(key=fit_key(model), identity=identity, make=partial(_observe_fit, plan, model, fit)))
+    make_parts(
+        manifest,
+        plan.digest("observe", model=model, batch=batch),
+        makings,
+        attempt=attempt,
+        prepare=partial(_classifier, models[0]),
+    )
+
+
+def manifest_of(plan: Plan, wanted: Wanted) -> Path:
+    """The manifest that lists a cell's observations."""
+    return Path("results/observed") / plan.group_of(wanted.cell.model) / f"{wanted.batch}.json"
+
+
+def fit_key(model: str) -> str:
+    """The manifest key of a model's fitting split."""
+    return f"fit:{model}"
+
+
+@lru_cache(maxsize=1)
+def _classifier(model: str) -> Any:
+    """The model, loaded once; the cells of a job come model by model, so one at a time is in memory."""
+    from windtunnel.models.load import load_model
+
+    return load_model(attack_stage.model_folder(model))
 
 
 def attacked_manifest(plan: Plan, cell: Cell) -> Path:
@@ -122,7 +138,7 @@ def key_columns(plan: Plan, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _observe(plan: Plan, wanted: Wanted, source: Part | None, classifier: Any) -> Made:
+def _observe(plan: Plan, wanted: Wanted, source: Part | None) -> Made:
     from windtunnel import engine
 
     cell = wanted.cell
@@ -151,7 +167,10 @@ def _observe(plan: Plan, wanted: Wanted, source: Part | None, classifier: Any) -
         seen = purify_stage.unpack(table)
         columns |= {name: table.column(name) for name in ("psnr", "ssim", "bpp_file", "bpp_payload")}
     logits, features = engine.predict(
-        classifier(), seen, batch_size=plan.run.batch_size, with_features=bool(wanted.scores) and _has_head(cell.model)
+        _classifier(cell.model),
+        seen,
+        batch_size=plan.run.batch_size,
+        with_features=bool(wanted.scores) and _has_head(cell.model),
     )
     columns |= judge(logits, image_set.labels, columns.get("bound_violation"))
     columns.pop("bound_violation", None)
@@ -229,12 +248,12 @@ def _rows_of(found: list[str], wanted: list[str], part: Part | None) -> list[int
     return [where[s] for s in wanted]
 
 
-def _observe_fit(plan: Plan, model: str, name: str, classifier: Any) -> Made:
+def _observe_fit(plan: Plan, model: str, name: str) -> Made:
     from windtunnel import engine
 
     image_set = image_stage.read(plan, name, NONE, None)
     logits, features = engine.predict(
-        classifier(),
+        _classifier(model),
         purify_stage.nchw(image_set.images),
         batch_size=plan.run.batch_size,
         with_features=_has_head(model),

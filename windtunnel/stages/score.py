@@ -10,21 +10,21 @@ import pyarrow as pa
 
 from windtunnel import registry, store
 from windtunnel.jobs import log
-from windtunnel.plan import CLEAN, FIT, Plan, Wanted
+from windtunnel.plan import CLEAN, Plan, Wanted
 from windtunnel.scores.base import Head, Observations, Score, State
 from windtunnel.stages import images as image_stage
 from windtunnel.stages.attack import model_folder
-from windtunnel.stages.observe import key_columns
+from windtunnel.stages.observe import fit_key, key_columns
 
 
-def score(plan: Plan, model: str, batch: str, output: Path) -> None:
-    """The sample table of one (model, batch): every cell's rows, every configured score's column."""
-    manifest = Path("results/observed") / model / f"{batch}.json"
+def score(plan: Plan, group: str, batch: str, output: Path) -> None:
+    """The sample table of one (group of models, batch): every cell's rows, every configured score's column."""
+    manifest = Path("results/observed") / group / f"{batch}.json"
     parts = store.read_manifest(manifest)
-    head, fitted = _fit(plan, model)
+    fitted = {m: _fit(plan, group, m) for m in plan.observed_models(group, batch)}
     schema = store.samples_schema(plan.run.scores)
     tables = []
-    for wanted in plan.observe_jobs[(model, batch)]:
+    for wanted in plan.observe_jobs[(group, batch)]:
         part = parts[plan.cell_id(wanted.cell)]
         if part.status == "error":
             log.warning("%s failed: %s", part.key, part.reason)
@@ -35,7 +35,7 @@ def score(plan: Plan, model: str, batch: str, output: Path) -> None:
             name: observed.column(name) for name, _ in store.SAMPLE_FIELDS if name in observed.column_names
         }
         columns["schema_version"] = store.SCHEMA_VERSION
-        columns |= _scores(observed, wanted.scores, fitted, head)
+        columns |= _scores(observed, wanted.scores, *fitted[wanted.cell.model])
         tables.append(store.table_from_columns(columns, schema))
     metadata = {"schema_version": store.SCHEMA_VERSION, "scores": list(plan.run.scores), "fit_on": plan.run.fit_on}
     store.write_table(output, pa.concat_tables(tables), metadata)
@@ -76,7 +76,7 @@ def _observations(table: pa.Table) -> Observations:
     )
 
 
-def _fit(plan: Plan, model: str) -> tuple[Head | None, dict[str, tuple[Score, State]]]:
+def _fit(plan: Plan, group: str, model: str) -> tuple[Head | None, dict[str, tuple[Score, State]]]:
     """Every score that this model can have, fitted. A user's model without a named head has scores of logits only."""
     if model not in plan.fitted_models:
         return None, {}
@@ -87,8 +87,8 @@ def _fit(plan: Plan, model: str) -> tuple[Head | None, dict[str, tuple[Score, St
     except LookupError as error:
         log.warning("%s: scores that need features are null", error)
         head = None
-    manifest = Path("results/observed") / model / f"{CLEAN}.json"
-    fit = store.read_manifest(manifest).get(FIT)
+    manifest = Path("results/observed") / group / f"{CLEAN}.json"
+    fit = store.read_manifest(manifest).get(fit_key(model))
     train = _observations(store.part_table(manifest, fit)) if fit and fit.status == "ok" else None
     fitted: dict[str, tuple[Score, State]] = {}
     for name in plan.run.scores:
@@ -114,7 +114,7 @@ def _fit(plan: Plan, model: str) -> tuple[Head | None, dict[str, tuple[Score, St
 
 
 def _scores(
-    observed: pa.Table, wanted: tuple[str, ...], fitted: dict[str, tuple[Score, State]], head: Head | None
+    observed: pa.Table, wanted: tuple[str, ...], head: Head | None, fitted: dict[str, tuple[Score, State]]
 ) -> dict[str, np.ndarray]:
     if not wanted:
         return {}

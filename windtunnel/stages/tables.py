@@ -21,22 +21,27 @@ from windtunnel.plan import CLEAN, Plan, Wanted, versions
 from windtunnel.stages import images as image_stage
 from windtunnel.stages import summarise
 from windtunnel.stages.attack import key_name, model_folder
-from windtunnel.stages.observe import attacked_manifest, key_columns
+from windtunnel.stages.observe import attacked_manifest, key_columns, manifest_of
 
 TABLE_METADATA = {"schema_version": store.SCHEMA_VERSION}
 
 
-def write_model_metrics(plan: Plan, model: str, output: Path) -> None:
-    """Every number of one model and training seed."""
-    samples = _samples(plan, [(m, b) for m, b in plan.score_jobs if m == model], summarise.SAMPLE_COLUMNS, scores=True)
-    infos = [cell_info(plan, w) for w in plan.cells if w.cell.model == model]
-    rows = summarise.cell_metrics(samples, scores=plan.run.scores, cell_infos=infos, replicates=plan.run.replicates)
+def write_group_metrics(plan: Plan, group: str, output: Path) -> None:
+    """Every number of the models of one group, each training seed for itself."""
+    samples = _samples(plan, [(g, b) for g, b in plan.score_jobs if g == group], summarise.SAMPLE_COLUMNS, scores=True)
+    rows: list[dict[str, Any]] = []
+    for model in plan.judges:
+        if plan.group_of(model) != group:
+            continue
+        mine = samples[samples["model_seed"] == plan.catalogue.model(model).seed]
+        infos = [cell_info(plan, w) for w in plan.cells if w.cell.model == model]
+        rows += summarise.cell_metrics(mine, scores=plan.run.scores, cell_infos=infos, replicates=plan.run.replicates)
     store.write_table(output, summarise.metrics_table(rows), TABLE_METADATA)
 
 
 def write_metrics(plan: Plan, output: Path) -> None:
     """All models' numbers, with means over training seeds and paired tests between models."""
-    tables = [store.read_table(Path("results/metrics") / f"{m}.parquet") for m in plan.judges]
+    tables = [store.read_table(Path("results/metrics") / f"{m}.parquet") for m in plan.groups]
     rows = [row for table in tables for row in table.to_pylist()]
     store.write_table(output, summarise.metrics_table([*rows, *summarise.group_metrics(rows)]), TABLE_METADATA)
 
@@ -103,7 +108,7 @@ def cell_info(plan: Plan, wanted: Wanted) -> dict[str, Any]:
 def _recorded(plan: Plan, info: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
     """What the run left behind about a cell: digests, versions, how it went."""
     cell = wanted.cell
-    observed = store.read_manifest(Path("results/observed") / cell.model / f"{wanted.batch}.json")[plan.cell_id(cell)]
+    observed = store.read_manifest(manifest_of(plan, wanted))[plan.cell_id(cell)]
     settings = {**plan.cell_settings(cell), "n": wanted.n}
     if cell.attack is not None:
         settings["attack"] = plan.attack_settings(cell.attack)
@@ -223,4 +228,4 @@ def _both_directions(inside: np.ndarray, outside: np.ndarray) -> dict[str, float
     }
 
 
-__all__ = ["CLEAN", "cell_info", "trivial_rows", "write_cells", "write_costs", "write_metrics", "write_model_metrics"]
+__all__ = ["CLEAN", "cell_info", "trivial_rows", "write_cells", "write_costs", "write_metrics", "write_group_metrics"]
