@@ -8,9 +8,9 @@ rule summarise_group:
     output:
         "results/metrics/{group}.parquet",
     log:
-        "results/logs/summarise_group/{model}.log",
+        "results/logs/summarise_group/{group}.log",
     benchmark:
-        "results/benchmarks/summarise_group/{model}.tsv"
+        "results/benchmarks/summarise_group/{group}.tsv"
     resources:
         mem_mb=1500,
     params:

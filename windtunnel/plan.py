@@ -522,7 +522,7 @@ class Plan:
         return found
 
     def group_of(self, model: str) -> str:
-        """The name under which a judging model's jobs run: its family, or with ``group_seeds: false`` the model itself."""
+        """The name under which a judging model's jobs run: its family, or with ``group_seeds: false`` itself."""
         return self.catalogue.model(model).family if self.run.group_seeds else model
 
     @cached_property

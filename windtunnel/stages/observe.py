@@ -57,7 +57,7 @@ def observe(plan: Plan, group: str, batch: str, manifest: Path, *, attempt: int 
         makings.append(Making(key=fit_key(model), identity=identity, make=partial(_observe_fit, plan, model, fit)))
     make_parts(
         manifest,
-        plan.digest("observe", model=model, batch=batch),
+        plan.digest("observe", group=group, batch=batch),
         makings,
         attempt=attempt,
         prepare=partial(_classifier, models[0]),
