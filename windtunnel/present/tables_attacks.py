@@ -162,6 +162,12 @@ def defenses(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
             for metric in measured:
                 found = first(measured[metric], **place, defense=name)
                 line[metric] = None if found is None else float(found["value"])
+            if (
+                budget
+                and name != "none"
+                and all(first(rows, **place, threat=budget, defense=name) is None for rows in (unaware, through))
+            ):
+                continue
             line["n_clean"] = count(own)
             line["n_attacked"] = next(
                 (n for n in (count(first(f, **place, threat=budget, defense=d)) for f, d in (

@@ -93,7 +93,9 @@ def ood(metrics: pd.DataFrame, cells: pd.DataFrame, trivial: pd.DataFrame | None
             "Means over the near or far sets, each set weighing the same. With several training seeds: mean ± standard "
             "deviation over seeds [95 % interval of the mean over seeds, Student's t]; with one seed the interval is "
             f"over images. {CONVENTIONS['fpr95_id_positive']}; {CONVENTIONS['fpr95_ood_positive']}. The best trivial "
-            "statistic knows nothing of any model: a score that does not beat it has shown nothing."
+            "statistic knows nothing of any model: a score that does not beat it has shown nothing. An AUROC below 50 "
+            "ranks these sets the wrong way round: Mahalanobis distance in raw features calls the short features of "
+            "pictures without a digit typical."
         ),
         empty="Not in this run: no image set with a near or far OOD role was scored.",
     )

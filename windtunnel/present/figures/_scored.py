@@ -10,7 +10,8 @@ import pandas as pd
 from windtunnel.present.select import CLEAN, UNWARPED, full_name, only, threat_order, tidy
 from windtunnel.store import score_column
 
-DEFAULT_SCORES = ("msp", "energy", "abet")
+DEFAULT_SCORES = ("msp", "abet-unablated", "abet", "energy")
+"""Of two that give every image the same number (energy is AbeT on an AbeT net) the first is drawn."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def scored(samples: pd.DataFrame, wanted: tuple[str, ...] = DEFAULT_SCORES, mode
         clean = clean[clean["model"] == model]
     found = []
     for (dataset, name, seed), part in clean.groupby(["dataset", "model", "model_seed"], sort=True):
-        have = tuple(s for s in wanted if score_column(s) in columns and part[score_column(s)].notna().any())
+        have = _distinct(part, [s for s in wanted if score_column(s) in columns])
         ood = part[part["role"] != "id"]
         if have and len(ood) and (part["role"] == "id").any():
             found.append((-len(have), int(seed), name, dataset, have, part))
@@ -87,6 +88,18 @@ def scored(samples: pd.DataFrame, wanted: tuple[str, ...] = DEFAULT_SCORES, mode
     return Scored(
         name, seed, dataset, have, part, chosen, *((cells[0]["attack"], cells[0]["threat"]) if cells else ("", ""))
     )
+
+
+def _distinct(part: pd.DataFrame, wanted: list[str]) -> tuple[str, ...]:
+    """The scores that this model has, without those that repeat another's numbers."""
+    have: list[str] = []
+    for score in wanted:
+        column = part[score_column(score)].to_numpy(float)
+        if np.isfinite(column).any() and not any(
+            np.array_equal(column, part[score_column(other)].to_numpy(float), equal_nan=True) for other in have
+        ):
+            have.append(score)
+    return tuple(have)
 
 
 def _preference(threat: str) -> tuple[float, float]:

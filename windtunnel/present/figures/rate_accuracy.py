@@ -23,8 +23,9 @@ from windtunnel.present.select import (
 )
 
 TITLE = "Rate against accuracy"
-KINDS = {"clean": "clean", "unaware": "unaware attack", "through": "best attack through it"}
+KINDS = {"clean": "clean", "unaware": "unaware attack", "through": "attack through it"}
 MAX_ROWS = 3
+LABEL_OFFSETS = ((-11, 4), (4, -9), (-9, -10), (4, 4))
 
 
 @style.styled
@@ -129,7 +130,7 @@ def _panel(axes: Axes, rate: dict[str, float], found: dict[str, pd.Series]) -> s
                 mfc="white" if bound else style.defense_colour(family), elinewidth=0.8, zorder=3,
             )  # fmt: skip
             axes.annotate(
-                name.partition("-")[2], (xi, yi), xytext=(4, 3 if place % 2 == 0 else -8), textcoords="offset points",
+                name.partition("-")[2], (xi, yi), xytext=LABEL_OFFSETS[place % 4], textcoords="offset points",
                 fontsize=6.5, color=style.defense_colour(family),
             )  # fmt: skip
     axes.set_xscale("log")
