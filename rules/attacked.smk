@@ -14,6 +14,7 @@ rule attack:
         "results/logs/attack/{model}/{set}/{batch}.log",
     benchmark:
         "results/benchmarks/attack/{model}/{set}/{batch}.tsv"
+    priority: 10
     retries: 1
     resources:
         mem_mb=2000,

@@ -17,6 +17,7 @@ rule observe:
         "results/logs/observe/{group}/{batch}.log",
     benchmark:
         "results/benchmarks/observe/{group}/{batch}.tsv"
+    priority: 5
     retries: 1
     resources:
         mem_mb=2000,

@@ -263,6 +263,15 @@ def test_jpeg_is_nearly_idempotent():
     assert np.abs(tenth - first).mean() < 0.5 / 255
 
 
+def test_a_second_round_of_jpeg_changes_no_pixel_of_the_benchmark():
+    """At 4:4:4; so ten rounds of it are one, and an accuracy that grows with the rounds is the attack's doing."""
+    from windtunnel import images
+
+    test = images.build("photodigits", "test").images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    first = make("jpeg").purify(test).images
+    assert np.array_equal(make("jpeg").purify(first).images, first)
+
+
 def test_repeat_counts_the_bits_of_the_last_round_and_nothing_for_none():
     jpeg, images = make("jpeg"), photographs()
     twice = repeat(jpeg, images, 2)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from windtunnel import images, registry
 from windtunnel.registry import MethodCard, did_you_mean
 
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NONE = "none"
 BARE = "bare"
 FOLDER = Path(__file__).parent / "catalogue"
@@ -445,7 +446,7 @@ def builtin() -> CatalogueSection:
     """The built-in catalogue, from ``windtunnel/catalogue/*.yaml``."""
     merged: dict[str, dict[str, Any]] = {}
     for path in sorted(FOLDER.glob("*.yaml")):
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.load(path.read_text(), Loader=_YAML) or {}
         for section, entries in content.items():
             target = merged.setdefault(section, {})
             for name in entries or {}:
