@@ -1,7 +1,7 @@
-"""Mean length of the penultimate features by image set, from the observations of a finished run: run it where `results` lies.
+"""Mean length of the penultimate features by image set, from a finished run: start it where `results` lies.
 
-It explains why Mahalanobis distance in raw features can rank far images the wrong way round (docs/photodigits.md). Prints one
-line per model family and split, training seed 0, and writes results/benchmarks/feature_length.parquet.
+It explains why Mahalanobis distance in raw features can rank far images the wrong way round (docs/photodigits.md).
+Prints one line per model family and split, training seed 0; writes results/benchmarks/feature_length.parquet.
 """
 
 from __future__ import annotations

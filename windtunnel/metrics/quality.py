@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import uniform_filter1d
 
 WINDOW = 7
 K1, K2 = 0.01, 0.03
@@ -61,6 +60,8 @@ def _pair(reference: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _window_mean(x: np.ndarray) -> np.ndarray:
     """Mean over every whole 7x7 window: [N, C, H - 6, W - 6]."""
+    from scipy.ndimage import uniform_filter1d  # 0.2 s that jobs without pictures to compare need not pay
+
     margin = WINDOW // 2
     inside = slice(margin, -margin)
     return uniform_filter1d(uniform_filter1d(x, WINDOW, axis=2), WINDOW, axis=3)[:, :, inside, inside]
