@@ -102,6 +102,14 @@ def test_all_problems_at_once_and_each_with_its_place() -> None:
     assert all(p.startswith("run.yaml: ") for p in found)
 
 
+def test_wrong_names_are_reported_beside_wrong_keys() -> None:
+    found = problems(block(defences="jpeg-50"), block(models="digits-cn"), scores=["nope"], nmae="x")
+    assert len(found) == 4
+    text = "\n".join(found)
+    for piece in ("blocks[0].defences", "blocks[1].models[0]", "scores[0]", "nmae: unknown key; did you mean 'name'?"):
+        assert piece in text
+
+
 def test_budgets_need_their_unit() -> None:
     threats = {
         "none-given": {"norm": "linf"},

@@ -225,7 +225,7 @@ def test_the_bill_and_a_bad_config(copied: Run) -> None:
     config["blocks"][4]["defences"] = "jpeg-50"
     config["blocks"][5]["n"] = "many"
     out = copied.configure(config).snakemake("--dry-run", ok=False)
-    for piece in ("run.yaml", "blocks[4].defences", "did you mean 'defenses'", "blocks[5].n"):
+    for piece in ("run.yaml", "blocks[4].defences", "did you mean 'defenses'", "blocks[5].n", "unknown score 'mps'"):
         assert piece in out, piece
     config["blocks"][4].pop("defences")
     config["blocks"][5]["n"] = 16

@@ -467,6 +467,25 @@ def read_config(config: dict[str, Any], source: str = "config") -> RunConfig:
         raise ConfigError(problems_of(error, source)) from error
 
 
+def readable_part(config: dict[str, Any]) -> tuple[RunConfig, list[int]] | None:
+    """What can be read of a config with mistakes, with the places of its readable blocks; null if the rest depends on them.
+
+    So that wrong names are reported beside wrong keys: unknown top-level keys and unreadable blocks are left out.
+    """
+    kept = {key: value for key, value in config.items() if key in RunConfig.model_fields}
+    blocks, places = [], []
+    for place, block in enumerate(config.get("blocks") or []):
+        try:
+            blocks.append(Block.model_validate(block))
+            places.append(place)
+        except ValidationError:
+            continue
+    try:
+        return RunConfig.model_validate({**kept, "blocks": blocks}), places
+    except ValidationError:
+        return None
+
+
 def problems_of(error: ValidationError, source: str) -> list[str]:
     """pydantic's findings as sentences: file, path inside it, what was given, what is allowed."""
     found = []

@@ -28,6 +28,7 @@ from windtunnel.catalogue import (
     RunConfig,
     SetChoice,
     read_config,
+    readable_part,
 )
 from windtunnel.models.spec import ALGORITHM_VERSION as MODELS_VERSION
 from windtunnel.models.spec import ModelSpec
@@ -93,20 +94,29 @@ class Plan:
     @classmethod
     def of(cls, config: dict[str, Any], *, source: str = "config", base: Path | None = None) -> Plan:
         """Read, check and expand a config. Raises ConfigError listing every problem."""
-        run = read_config(config, source)
+        problems: list[str] = []
+        try:
+            run, places = read_config(config, source), None
+        except ConfigError as error:
+            problems = error.problems
+            readable = readable_part(config)
+            if readable is None:
+                raise
+            run, places = readable
         try:
             catalogue = Catalogue(run.catalogue, base)
         except ConfigError as error:
-            raise ConfigError([f"{source}: {p}" for p in error.problems]) from error
+            raise ConfigError([*problems, *(f"{source}: {p}" for p in error.problems)]) from error
         plan = cls(run, catalogue, source)
-        problems = [f"{source}: {p}" for p in plan._expand()]
+        problems += [f"{source}: {p}" for p in plan._expand(places)]
         if problems:
             raise ConfigError(problems)
         return plan
 
     # ------------------------------------------------------------------------------------------------------- expansion
 
-    def _expand(self) -> list[str]:
+    def _expand(self, places: list[int] | None = None) -> list[str]:
+        """Check and expand every block; ``places`` are the blocks' numbers in the file where some could not be read."""
         problems: list[str] = []
         for i, name in enumerate(self.run.scores):
             self._lookup(problems, f"scores[{i}]", self.catalogue.score, name)
@@ -119,7 +129,7 @@ class Plan:
         for name in sorted({n for n in names if names.count(n) > 1}):
             problems.append(f"blocks: duplicate name '{name}'")
         for index, block in enumerate(self.run.blocks):
-            here = f"blocks[{index}]" + (f" ({block.name})" if block.name else "")
+            here = f"blocks[{places[index] if places else index}]" + (f" ({block.name})" if block.name else "")
             before = len(problems)
             self._check_block(problems, here, block)
             if len(problems) == before:
