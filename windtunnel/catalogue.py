@@ -468,7 +468,7 @@ def read_config(config: dict[str, Any], source: str = "config") -> RunConfig:
 
 
 def readable_part(config: dict[str, Any]) -> tuple[RunConfig, list[int]] | None:
-    """What can be read of a config with mistakes, with the places of its readable blocks; null if the rest depends on them.
+    """What can be read of a config with mistakes, and the places of its readable blocks; null if nothing can.
 
     So that wrong names are reported beside wrong keys: unknown top-level keys and unreadable blocks are left out.
     """
