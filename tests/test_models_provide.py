@@ -7,6 +7,8 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,22 +36,28 @@ def small(head: str = "abet") -> ModelSpec:
     return dataclasses.replace(spec, name=f"small-{head}", head=head, recipe=recipe)
 
 
-@pytest.fixture(scope="module")
-def few():
-    """Photodigits with a twentieth of an epoch, so that training takes a second."""
+@contextmanager
+def few_images() -> Iterator[None]:
+    """Photodigits with a twentieth of an epoch, so that training takes a second; whole again afterwards."""
     whole = photodigits.training_epoch(0, 0)
-    patch = pytest.MonkeyPatch()
-    patch.setattr(photodigits, "training_epoch", lambda seed, epoch: (whole[0][:420], whole[1][:420]))
-    yield
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(photodigits, "training_epoch", lambda seed, epoch: (whole[0][:420], whole[1][:420]))
+        yield
+
+
+@pytest.fixture
+def few() -> Iterator[None]:
+    with few_images():
+        yield
 
 
 @pytest.fixture(scope="module")
-def resources(tmp_path_factory, few) -> Path:
+def resources(tmp_path_factory) -> Path:
     """Three small models, trained and shipped once."""
     folder = tmp_path_factory.mktemp("resources")
-    for head in ("linear", "abet", "cosine_global"):
-        provide.train_into(small(head), folder / "models" / f"small-{head}", origin="shipped")
+    with few_images():
+        for head in ("linear", "abet", "cosine_global"):
+            provide.train_into(small(head), folder / "models" / f"small-{head}", origin="shipped")
     return folder
 
 
@@ -77,7 +85,7 @@ def test_loaded_model_is_frozen_float32_and_half_on_disk(resources):
     base.assert_frozen(model)
     assert all(t.dtype == torch.float32 for t in model.state_dict().values() if t.is_floating_point())
     with safe_open(folder / WEIGHTS, framework="numpy") as file:
-        types = {key: file.get_tensor(key).dtype for key in file}
+        types = {key: file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118 (safe_open does not iterate)
     assert types["body.net.conv1.0.weight"] == np.float16
     assert types["head.weight"] == types["body.net.bn1.running_var"] == np.float32
 
