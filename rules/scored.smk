@@ -5,7 +5,7 @@ rule score:
     """Every configured score of every cell of one batch; adding a score runs no model."""
     input:
         observed="results/observed/{group}/{batch}.json",
-        fit=lambda w: [f"results/observed/{w.group}/clean.json"] if PLAN.fitted_in(w.group, "clean") else [],
+        fit=lambda w: PLAN.fit_inputs(w.group),
         cards=lambda w: PLAN.observe_inputs(w.group, w.batch)["cards"],
         images=lambda w: PLAN.observe_inputs(w.group, w.batch)["images"],
         shifted=lambda w: PLAN.observe_inputs(w.group, w.batch)["shifted"],

@@ -19,6 +19,20 @@ from windtunnel.models.spec import ModelSpec, find_spec, model_name, read_catalo
 CATALOGUE = read_catalogue()
 
 
+def test_timm_is_imported_narrowly_and_is_whole_for_whoever_comes_later():
+    code = (
+        "import sys; from windtunnel.backend import timm_models; resnet = timm_models('resnet');"
+        "assert 'torch._dynamo' not in sys.modules and 'timm' not in sys.modules and 'timm.models' not in sys.modules;"
+        "assert timm_models('vision_transformer').VisionTransformer;"
+        "import timm, torch; model = timm.create_model('resnet10t', num_classes=3);"
+        "assert isinstance(model, resnet.ResNet) and 'convnext_tiny' in timm.list_models();"
+        "assert torch._dynamo.utils.is_compile_supported('cpu') in (True, False);"
+        "assert timm_models('resnet').ResNet is resnet.ResNet; print('fine')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "fine\n", done.stderr
+
+
 def fresh(name: str = "digits-cnn", seed: int = 0) -> base.Classifier:
     spec = CATALOGUE[name]
     return build_classifier(

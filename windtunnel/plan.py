@@ -35,7 +35,8 @@ from windtunnel.models.spec import ModelSpec
 from windtunnel.registry import did_you_mean
 from windtunnel.store import digest, file_digest, short_id
 
-CLEAN = "clean"
+CLEAN = BARE
+"""Clean cells and those under a bare attack are seen by one job: one that imports torch costs seconds to start."""
 
 
 @dataclass(frozen=True)
@@ -558,6 +559,10 @@ class Plan:
     def fitted_in(self, group: str, batch: str) -> list[str]:
         """Models whose fitting split this observe job looks at."""
         return [m for m in self.fitted_models if batch == CLEAN and self.group_of(m) == group and self.fit_set(m)]
+
+    def fit_inputs(self, group: str) -> list[str]:
+        """The manifest that holds a group's fitting split, if it has one."""
+        return [f"results/observed/{group}/{CLEAN}.json"] if self.fitted_in(group, CLEAN) else []
 
     def observed_models(self, group: str, batch: str) -> list[str]:
         """Models that an observe job loads."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from windtunnel.backend import declare_torchvision_operators, torch
+from windtunnel.backend import timm_models, torch
 
 Tensor = torch.Tensor
 
@@ -28,11 +28,9 @@ class Cnn(nn.Module):
         self, *, channels: Sequence[int], blocks: Sequence[int], stem_width: int, output_stride: int = 8
     ) -> None:
         super().__init__()
-        declare_torchvision_operators()
-        from timm.models.resnet import BasicBlock, ResNet
-
-        self.net = ResNet(
-            BasicBlock,
+        resnet = timm_models("resnet")
+        self.net = resnet.ResNet(
+            resnet.BasicBlock,
             tuple(blocks),
             num_classes=0,
             channels=tuple(channels),

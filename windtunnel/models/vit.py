@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from windtunnel.backend import declare_torchvision_operators, torch
+from windtunnel.backend import timm_models, torch
 
 Tensor = torch.Tensor
 
@@ -56,10 +56,7 @@ class Vit(nn.Module):
         self, *, image_size: int, stem_widths: Sequence[int], width: int, depth: int, heads: int, mlp_ratio: float
     ) -> None:
         super().__init__()
-        declare_torchvision_operators()
-        from timm.models.vision_transformer import VisionTransformer
-
-        self.net = VisionTransformer(
+        self.net = timm_models("vision_transformer").VisionTransformer(
             img_size=image_size,
             patch_size=2 ** len(stem_widths),
             num_classes=0,
