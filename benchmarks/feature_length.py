@@ -18,7 +18,7 @@ from windtunnel.stages.score import matrix
 def main() -> None:
     """Read every clean, undefended, scored cell of seed 0; print; write."""
     rows = []
-    for manifest in sorted(Path("results/observed").glob("*/bare.json")):
+    for manifest in sorted(Path("results/observed").glob("*/clean.json")):
         for part in store.read_manifest(manifest).values():
             if part.status != "ok" or part.key.startswith("fit:"):
                 continue

@@ -261,10 +261,10 @@ def test_the_schema_for_editors_is_that_of_the_classes() -> None:
 
 def test_seeds_share_a_job_unless_told_otherwise() -> None:
     grouped = plan(block(seeds="all", scores="all"))
-    assert list(grouped.observe_jobs) == [("digits-cnn", "bare")]
-    assert len(grouped.fitted_in("digits-cnn", "bare")) == 5
+    assert list(grouped.observe_jobs) == [("digits-cnn", "clean")]
+    assert len(grouped.fitted_in("digits-cnn", "clean")) == 5
     apart = plan(block(seeds="all", scores="all"), group_seeds=False)
     assert len(apart.observe_jobs) == 5
-    assert apart.fitted_in("digits-cnn-s3", "bare") == ["digits-cnn-s3"]
+    assert apart.fitted_in("digits-cnn-s3", "clean") == ["digits-cnn-s3"]
     assert [w.cell for w in apart.cells] == [w.cell for w in grouped.cells]
     assert [apart.cell_id(w.cell) for w in apart.cells] == [grouped.cell_id(w.cell) for w in grouped.cells]

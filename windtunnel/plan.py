@@ -35,8 +35,7 @@ from windtunnel.models.spec import ModelSpec
 from windtunnel.registry import did_you_mean
 from windtunnel.store import digest, file_digest, short_id
 
-CLEAN = BARE
-"""Clean cells and those under a bare attack are seen by one job: one that imports torch costs seconds to start."""
+CLEAN = "clean"
 
 
 @dataclass(frozen=True)
