@@ -20,7 +20,8 @@ from windtunnel.models import base, provide, ship, train, weights
 from windtunnel.models.card import CARD, MODULE, WEIGHTS, BadWeights, load_card, write_folder
 from windtunnel.models.load import load_head, load_model
 from windtunnel.models.own import BadModule
-from windtunnel.models.spec import ModelSpec, file_sha256, read_catalogue, recipe_digest
+from windtunnel.models.spec import ModelSpec, read_catalogue, recipe_digest
+from windtunnel.store import file_digest
 
 REPOSITORY = Path(__file__).parent.parent
 CATALOGUE = read_catalogue()
@@ -73,7 +74,7 @@ def test_card_says_what_the_model_is(resources):
     test = photodigits.build("test")
     x, y = train.as_tensors(test.images, test.labels)
     assert card["metrics"]["clean_accuracy"] == train.accuracy(model, x, y) and card["metrics"]["n"] == len(y)
-    assert card["weights"]["sha256"] == file_sha256(folder / WEIGHTS)
+    assert card["weights"]["sha256"] == file_digest(folder / WEIGHTS)
     assert "time" not in json.dumps(card) and "date" not in json.dumps(card)
 
 
@@ -155,7 +156,7 @@ def copy_of(resources: Path, target: Path, head: str = "abet") -> Path:
 def test_damaged_weights_are_named_with_both_digests_and_a_remedy(resources, tmp_path):
     folder = copy_of(resources, tmp_path / "models" / "small-abet")
     flip_a_bit(folder / WEIGHTS)
-    expected, found = load_card(folder)["weights"]["sha256"], file_sha256(folder / WEIGHTS)
+    expected, found = load_card(folder)["weights"]["sha256"], file_digest(folder / WEIGHTS)
     for read in (load_model, load_head):
         with pytest.raises(BadWeights, match=f"{WEIGHTS}.*expected {expected}, found {found}; delete"):
             read(folder)
@@ -183,7 +184,7 @@ def test_weights_that_are_not_finite_are_loaded_and_said_to_be_so(resources, tmp
     content = weights.to_bytes(state, rounded=True)
     card = load_card(source)
     (tmp_path / WEIGHTS).write_bytes(content)
-    card["weights"]["sha256"] = file_sha256(tmp_path / WEIGHTS)
+    card["weights"]["sha256"] = file_digest(tmp_path / WEIGHTS)
     write_folder(tmp_path / "nan", files={WEIGHTS: content}, card=card)
     model = load_model(tmp_path / "nan")
     assert model.has_nan is True and bool(model(torch.rand(2, 3, 32, 32)).isnan().any())

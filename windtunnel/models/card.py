@@ -8,7 +8,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from windtunnel.models.spec import ALGORITHM_VERSION, ModelSpec, data_identity, file_sha256, recipe_digest
+from windtunnel.models.spec import ALGORITHM_VERSION, ModelSpec, data_identity, recipe_digest
+from windtunnel.store import file_digest
 
 WEIGHTS, CARD, MODULE = "weights.safetensors", "card.json", "model.py"
 CARD_VERSION = 1
@@ -79,7 +80,7 @@ def load_card(folder: Path) -> dict[str, Any]:
 
 def check_file(path: Path, expected: str, *, remedy: str) -> None:
     """Raise ``BadWeights`` unless the file is there and has the expected SHA-256."""
-    found = file_sha256(path) if path.is_file() else "no such file"
+    found = file_digest(path) if path.is_file() else "no such file"
     if found != expected:
         raise BadWeights(f"'{path}' is not the file its card describes: expected {expected}, found {found}; {remedy}")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from windtunnel.models.card import CARD, MODULE, WEIGHTS, check_folder, load_card, make_card, write_folder
-from windtunnel.models.spec import ModelSpec, file_sha256, recipe_digest
+from windtunnel.models.spec import ModelSpec, recipe_digest
+from windtunnel.store import file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,6 @@ def _take_file(spec: ModelSpec, out: Path) -> dict[str, Any]:
         has_nan=bool(weights.non_finite(state)),
         made_with={},
     )
-    card["module"] = {"file": MODULE, "sha256": file_sha256(source)}
+    card["module"] = {"file": MODULE, "sha256": file_digest(source)}
     write_folder(out, files={WEIGHTS: content, MODULE: text}, card=card)
     return card

@@ -10,14 +10,14 @@ Name grammar: an entry ``digits-cnn`` with ``seeds: [0, 1, 3]`` names the models
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from windtunnel.store import digest, file_digest
 
 # Raised by hand whenever the trainer, an architecture or a head changes the weights that come out.
 ALGORITHM_VERSION = 1
@@ -135,11 +135,6 @@ def _data_identity(dataset: str) -> tuple[tuple[str, Any], ...]:
     )
 
 
-def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
-
-
 def recipe_digest(spec: ModelSpec) -> str:
     """SHA-256 of what decides the weights. The name is not part of it; neither are class names nor last bits.
 
@@ -155,11 +150,5 @@ def recipe_digest(spec: ModelSpec) -> str:
         "data": data_identity(spec.dataset),
     }
     if spec.architecture == "file":
-        identity["files"] = {key: file_sha256(Path(spec.recipe[key])) for key in ("file", "weights")}
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        identity["files"] = {key: file_digest(Path(spec.recipe[key])) for key in ("file", "weights")}
+    return digest(identity)

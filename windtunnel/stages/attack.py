@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,9 @@ from windtunnel.stages import purify as purify_stage
 
 def attack(plan: Plan, model: str, name: str, batch: str, manifest: Path, *, attempt: int = 1) -> None:
     """All attacks of one (attacked model, image set, batch)."""
-    folder = model_folder(model)
-    weights = store.file_digest(folder / "weights.safetensors")
-    loaded: list[Any] = []
-
-    def classifier() -> Any:
-        if not loaded:
-            from windtunnel.models.load import load_model
-
-            loaded.append(load_model(folder))
-        return loaded[0]
-
+    weights = store.file_digest(model_folder(model) / "weights.safetensors")
     makings = [
-        Making(key=key_name(key), identity=identity(plan, key, weights), make=partial(_attack, plan, key, classifier))
+        Making(key=key_name(key), identity=identity(plan, key, weights), make=partial(_attack, plan, key))
         for key in plan.attack_jobs[(model, name, batch)]
     ]
     make_parts(
@@ -39,13 +29,21 @@ def attack(plan: Plan, model: str, name: str, batch: str, manifest: Path, *, att
         plan.digest("attack", model=model, set=name, batch=batch),
         makings,
         attempt=attempt,
-        prepare=classifier,
+        prepare=partial(classifier, model),
     )
 
 
 def model_folder(model: str) -> Path:
     """Where a provided model lies."""
     return Path("results/models") / model
+
+
+@lru_cache(maxsize=1)
+def classifier(model: str) -> Any:
+    """A provided model, loaded once; the cells of a job come model by model, so one at a time is in memory."""
+    from windtunnel.models.load import load_model
+
+    return load_model(model_folder(model))
 
 
 def key_name(key: AttackKey) -> str:
@@ -64,7 +62,7 @@ def identity(plan: Plan, key: AttackKey, weights: str) -> dict[str, Any]:
     }
 
 
-def _attack(plan: Plan, key: AttackKey, classifier: Any) -> Made:
+def _attack(plan: Plan, key: AttackKey) -> Made:
     from windtunnel import engine
 
     image_set = image_stage.read(plan, key.images, key.shift, plan.n_of(key))
@@ -78,7 +76,7 @@ def _attack(plan: Plan, key: AttackKey, classifier: Any) -> Made:
         log.info("  %s: %d of %d, robust so far %.3f", key_name(key), done, total, robust)
 
     result = engine.run_attack(
-        classifier(),
+        classifier(key.model),
         method,
         clean,
         np.asarray(image_set.labels, dtype=np.int64),

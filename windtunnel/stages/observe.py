@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def observe(plan: Plan, group: str, batch: str, manifest: Path, *, attempt: int 
         plan.digest("observe", group=group, batch=batch),
         makings,
         attempt=attempt,
-        prepare=partial(_classifier, models[0]),
+        prepare=partial(attack_stage.classifier, models[0]),
     )
 
 
@@ -72,14 +72,6 @@ def manifest_of(plan: Plan, wanted: Wanted) -> Path:
 def fit_key(model: str) -> str:
     """The manifest key of a model's fitting split."""
     return f"fit:{model}"
-
-
-@lru_cache(maxsize=1)
-def _classifier(model: str) -> Any:
-    """The model, loaded once; the cells of a job come model by model, so one at a time is in memory."""
-    from windtunnel.models.load import load_model
-
-    return load_model(attack_stage.model_folder(model))
 
 
 def attacked_manifest(plan: Plan, cell: Cell) -> Path:
@@ -167,7 +159,7 @@ def _observe(plan: Plan, wanted: Wanted, source: Part | None) -> Made:
         seen = purify_stage.unpack(table)
         columns |= {name: table.column(name) for name in ("psnr", "ssim", "bpp_file", "bpp_payload")}
     logits, features = engine.predict(
-        _classifier(cell.model),
+        attack_stage.classifier(cell.model),
         seen,
         batch_size=plan.run.batch_size,
         with_features=bool(wanted.scores) and _has_head(cell.model),
@@ -253,7 +245,7 @@ def _observe_fit(plan: Plan, model: str, name: str) -> Made:
 
     image_set = image_stage.read(plan, name, NONE, None)
     logits, features = engine.predict(
-        _classifier(model),
+        attack_stage.classifier(model),
         purify_stage.nchw(image_set.images),
         batch_size=plan.run.batch_size,
         with_features=_has_head(model),

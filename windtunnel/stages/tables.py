@@ -17,7 +17,7 @@ from windtunnel.catalogue import NONE
 from windtunnel.checks.base import COLUMNS
 from windtunnel.metrics import detection
 from windtunnel.metrics.trivial import trivial_statistics
-from windtunnel.plan import CLEAN, Plan, Wanted, versions
+from windtunnel.plan import Plan, Wanted, versions
 from windtunnel.stages import images as image_stage
 from windtunnel.stages import summarise
 from windtunnel.stages.attack import key_name, model_folder
@@ -228,4 +228,4 @@ def _both_directions(inside: np.ndarray, outside: np.ndarray) -> dict[str, float
     }
 
 
-__all__ = ["CLEAN", "cell_info", "trivial_rows", "write_cells", "write_costs", "write_metrics", "write_group_metrics"]
+__all__ = ["cell_info", "trivial_rows", "write_cells", "write_costs", "write_metrics", "write_group_metrics"]
