@@ -74,7 +74,7 @@ rule attacks:
 rule defenses:
     """Milestone: all clean image sets purified."""
     input:
-        [f"results/defended/{s}/{f}.json" for s, f in PLAN.purified],
+        [f"results/defended/{d}/{f}.json" for d, f in PLAN.purified],
 
 
 rule scores:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 for variable, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "passive"), ("MKL_NUM_THREADS", "1")):
     os.environ.setdefault(variable, value)
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 try:
-    from windtunnel import jobs, lock
+    from windtunnel import RESOURCES, jobs, lock
     from windtunnel.catalogue import ConfigError
     from windtunnel.plan import Plan
 except ModuleNotFoundError as error:
@@ -44,7 +45,7 @@ if workflow.is_main_process and not LOOKING:
 SAMPLE_FILES = [f"results/tables/samples/{m}.{b}.parquet" for m, b in PLAN.score_jobs]
 FIGURES = [f"results/figures/{name}.svg" for name in FIGURE_NAMES]
 MANIFESTS = (
-    [f"results/defended/{s}/{f}.json" for s, f in PLAN.purified]
+    [f"results/defended/{d}/{f}.json" for d, f in PLAN.purified]
     + [f"results/attacked/{m}/{s}/{b}.json" for m, s, b in PLAN.attack_jobs]
     + [f"results/observed/{m}/{b}.json" for m, b in PLAN.observe_jobs]
 )
@@ -57,12 +58,6 @@ def plan_digest(rule_name):
         return PLAN.digest(rule_name, **dict(wildcards.items()))
 
     return digest
-
-
-def shipped_card(wildcards):
-    """The card of shipped weights, if there is one: a new card provides the model again."""
-    card = Path(workflow.basedir) / "resources" / "models" / wildcards.model / "card.json"
-    return [str(card)] if card.is_file() else []
 
 
 def attempt_number(wildcards, attempt):

@@ -1,16 +1,17 @@
-"""Purified image sets that need no model. In: a clean (or shifted) image set. Out: results/defended/{set}/{family}.json."""
+"""Purified image sets that need no model. In: a data set's clean (or shifted) sets. Out: results/defended/{dataset}/{family}.json."""
 
 
 rule purify_shared:
-    """One image set through all strengths of one defense family, once for all models."""
+    """The image sets of one data set through all strengths of one defense family, once for all models."""
     input:
-        lambda w: PLAN.purify_inputs(w.set, w.family),
+        lambda w: PLAN.purify_inputs(w.dataset, w.family),
     output:
-        "results/defended/{set}/{family}.json",
+        "results/defended/{dataset}/{family}.json",
     log:
-        "results/logs/purify_shared/{set}/{family}.log",
+        "results/logs/purify_shared/{dataset}/{family}.log",
     benchmark:
-        "results/benchmarks/purify_shared/{set}/{family}.tsv"
+        "results/benchmarks/purify_shared/{dataset}/{family}.tsv"
+    priority: 20  # short, and what the models look at comes out of it: a late one would leave cores idle at the end
     retries: 1
     resources:
         mem_mb=1000,

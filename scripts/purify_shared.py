@@ -1,4 +1,4 @@
-"""Purify an image set with one defense family."""
+"""Purify a data set with one defense family."""
 
 from pathlib import Path
 
@@ -8,4 +8,4 @@ with script(snakemake) as plan:
     from windtunnel.stages import purify
 
     w = snakemake.wildcards
-    purify.purify_shared(plan, w.set, w.family, Path(snakemake.output[0]), attempt=snakemake.resources.attempt)
+    purify.purify_shared(plan, w.dataset, w.family, Path(snakemake.output[0]), attempt=snakemake.resources.attempt)

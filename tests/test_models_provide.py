@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import pytest
 from windtunnel.backend import torch
 from windtunnel.images import photodigits
 from windtunnel.models import base, provide, ship, train, weights
-from windtunnel.models.card import CARD, MODULE, WEIGHTS, BadWeights, load_card, write_folder
+from windtunnel.models.folder import CARD, MODULE, WEIGHTS, BadWeights, copy_folder, load_card, write_folder
 from windtunnel.models.load import load_head, load_model
 from windtunnel.models.own import BadModule
 from windtunnel.models.spec import ModelSpec, read_catalogue, recipe_digest
@@ -102,41 +101,36 @@ def test_head_without_torch_equals_head_with_torch(resources, head):
     assert (without.temperature_bias is not None) == (head != "linear")
 
 
-def test_reading_copying_and_heads_import_no_torch(resources, tmp_path):
-    """A planning or scoring process must not pay for torch."""
-    recipe = tmp_path / "spec.json"
-    recipe.write_text(json.dumps(dataclasses.asdict(small())))
+def test_copying_imports_no_library_and_heads_no_torch(resources, tmp_path):
+    """A planning or scoring process must not pay for torch, nor a copy for anything."""
     code = f"""
-import json, sys
+import sys
 from pathlib import Path
+from windtunnel.models.folder import copy_folder
+copy_folder(Path({str(resources / "models" / "small-abet")!r}), Path({str(tmp_path / "out")!r}))
+assert not [m for m in ("numpy", "pyarrow", "pydantic") if m in sys.modules], "a copy needs no library"
 from windtunnel.models.load import load_card, load_head
-from windtunnel.models.provide import provide
-from windtunnel.models.spec import ModelSpec, read_catalogue
+from windtunnel.models.spec import read_catalogue
 read_catalogue()
-settings = json.loads(Path({str(recipe)!r}).read_text())
-spec = ModelSpec(**(settings | {{"class_names": tuple(settings["class_names"])}}))
-card = provide(spec, Path({str(tmp_path / "out")!r}), Path({str(resources)!r}))
-assert card["origin"] == "shipped"
+assert load_card(Path({str(tmp_path / "out")!r}))["origin"] == "shipped"
 assert load_head(Path({str(tmp_path / "out")!r})).weight.shape == (10, 16)
 assert not [m for m in ("torch", "timm", "torchvision") if m in sys.modules], "torch was imported"
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=REPOSITORY)
 
 
-def test_shipped_weights_are_copied_byte_for_byte(resources, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "train", lambda *_, **__: pytest.fail("trained what was shipped"))
-    provide.provide(small(), tmp_path / "out", resources)
+def test_shipped_weights_are_copied_byte_for_byte(resources, tmp_path):
+    copy_folder(resources / "models" / "small-abet", tmp_path / "out")
     for name in (WEIGHTS, CARD):
         assert (tmp_path / "out" / name).read_bytes() == (resources / "models" / "small-abet" / name).read_bytes()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [CARD, WEIGHTS]
 
 
-def test_another_recipe_is_trained_and_the_same_bytes_come_out_twice(resources, tmp_path, few, caplog):
+def test_a_recipe_is_trained_and_the_same_bytes_come_out_twice(tmp_path, few):
     spec = dataclasses.replace(small("linear"), seed=7)
-    with caplog.at_level(logging.WARNING):
-        card = provide.provide(spec, tmp_path / "one", resources)
-    assert card["origin"] == "trained" and "another recipe" in caplog.text
-    provide.provide(spec, tmp_path / "two", tmp_path / "nothing shipped")
+    for folder in ("one", "two"):
+        provide.provide(spec, tmp_path / folder)
+    assert load_card(tmp_path / "one")["origin"] == "trained"
     for name in (WEIGHTS, CARD):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -161,8 +155,12 @@ def test_damaged_weights_are_named_with_both_digests_and_a_remedy(resources, tmp
         with pytest.raises(BadWeights, match=f"{WEIGHTS}.*expected {expected}, found {found}; delete"):
             read(folder)
     with pytest.raises(BadWeights, match=f"expected {expected}, found {found}; restore.*version control"):
-        provide.provide(small(), tmp_path / "out", tmp_path)
+        copy_folder(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    order = [sys.executable, "-m", "windtunnel.models.folder", str(folder / CARD), str(tmp_path / "out" / CARD)]
+    job = subprocess.run(order, check=False, capture_output=True, text=True, cwd=REPOSITORY)
+    assert job.returncode == 1
+    assert job.stderr.startswith("windtunnel: model_copy out: ") and found in job.stderr
 
 
 def test_missing_weights_and_missing_or_broken_card_are_named(resources, tmp_path):
@@ -257,7 +255,8 @@ def own_spec(folder: Path, *, head: str | None = "fc", text: str = OWN, **settin
 
 
 def test_a_users_own_model_is_provided_loaded_and_has_a_head(tmp_path):
-    card = provide.provide(own_spec(tmp_path), tmp_path / "out", tmp_path)
+    provide.provide(own_spec(tmp_path), tmp_path / "out")
+    card = load_card(tmp_path / "out")
     assert card["origin"] == "file" and card["metrics"] is None and card["feature_dim"] == 6
     model, head = load_model(tmp_path / "out"), load_head(tmp_path / "out")
     base.assert_frozen(model)
@@ -271,7 +270,7 @@ def test_a_users_own_model_is_provided_loaded_and_has_a_head(tmp_path):
 
 
 def test_a_users_own_model_without_a_head_can_be_run_but_not_scored(tmp_path):
-    provide.provide(own_spec(tmp_path, head=None), tmp_path / "out", tmp_path)
+    provide.provide(own_spec(tmp_path, head=None), tmp_path / "out")
     model = load_model(tmp_path / "out")
     assert model(torch.rand(2, 3, 16, 16)).shape == (2, 4)
     for ask in (lambda: model.features(torch.rand(2, 3, 16, 16)), model.head_arrays):
@@ -282,7 +281,7 @@ def test_a_users_own_model_without_a_head_can_be_run_but_not_scored(tmp_path):
 
 
 def test_a_head_that_is_not_the_last_thing_is_found_out(tmp_path):
-    provide.provide(own_spec(tmp_path, scale=3), tmp_path / "out", tmp_path)
+    provide.provide(own_spec(tmp_path, scale=3), tmp_path / "out")
     with pytest.raises(BadModule, match="after the layer 'fc'"):
         load_model(tmp_path / "out").features(torch.rand(2, 3, 16, 16))
 
@@ -299,16 +298,16 @@ def test_mistakes_in_a_users_own_model_are_said_in_words(tmp_path):
         else:
             (tmp_path / "net.py").write_text(change["text"])
         with pytest.raises(BadModule, match=message):
-            provide.provide(spec, tmp_path / "out", tmp_path)
+            provide.provide(spec, tmp_path / "out")
     spec = own_spec(tmp_path)
     wider = dataclasses.replace(spec, recipe=spec.recipe | {"settings": {"width": 7}})
     with pytest.raises(BadModule, match="do not fit the module"):
-        provide.provide(wider, tmp_path / "out", tmp_path)
+        provide.provide(wider, tmp_path / "out")
 
 
 def test_an_edited_module_is_another_model_and_a_changed_copy_is_refused(tmp_path):
     spec = own_spec(tmp_path)
-    provide.provide(spec, tmp_path / "out", tmp_path)
+    provide.provide(spec, tmp_path / "out")
     before = recipe_digest(spec)
     (tmp_path / "net.py").write_text(OWN + "\n# edited\n")
     assert recipe_digest(spec) != before

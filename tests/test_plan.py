@@ -11,6 +11,7 @@ import yaml
 from workflow import ROOT
 
 from windtunnel.catalogue import Catalogue, ConfigError
+from windtunnel.models import spec
 from windtunnel.plan import JOB_VERSIONS, Plan
 
 MODEL = "digits-cnn"
@@ -268,3 +269,9 @@ def test_seeds_share_a_job_unless_told_otherwise() -> None:
     assert apart.fitted_in("digits-cnn-s3", "clean") == ["digits-cnn-s3"]
     assert [w.cell for w in apart.cells] == [w.cell for w in grouped.cells]
     assert [apart.cell_id(w.cell) for w in apart.cells] == [grouped.cell_id(w.cell) for w in grouped.cells]
+
+
+def test_shipped_weights_are_taken_only_for_their_own_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan(block()).shipped_models == plan(block()).models
+    monkeypatch.setattr(spec, "ALGORITHM_VERSION", spec.ALGORITHM_VERSION + 1)
+    assert plan(block()).models and not plan(block()).shipped_models

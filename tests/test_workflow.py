@@ -46,7 +46,7 @@ def test_a_run_leaves_what_the_documentation_promises(finished: Run) -> None:
     assert "sequential_jpeg" in report
     assert 'src="http' not in report
     assert (finished.folder / "results/verdict.ok").read_text() == "ok\n"
-    for rule in ("attack", "observe", "score", "purify_shared", "images_build", "model_provide"):
+    for rule in ("attack", "observe", "score", "purify_shared", "images_build", "model_copy"):
         assert list((finished.folder / f"results/logs/{rule}").glob("**/*.log")), rule
         assert list((finished.folder / f"results/benchmarks/{rule}").glob("**/*.tsv")), rule
 
@@ -140,7 +140,7 @@ def test_adding_a_score_runs_no_model(copied: Run) -> None:
     copied.configure(config)
     planned = planned_rules(copied.snakemake("--dry-run"))
     assert "score" in planned
-    assert not planned & {"attack", "observe", "purify_shared", "images_build", "model_provide"}
+    assert not planned & {"attack", "observe", "purify_shared", "images_build", "model_copy", "model_provide"}
     copied.snakemake("scores")
     assert copied.parts() == before
     samples = windtunnel.load(copied.folder / "results")

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from windtunnel import __version__, images
+from windtunnel import RESOURCES, __version__, images
 from windtunnel.catalogue import (
     BARE,
     NONE,
@@ -30,8 +30,9 @@ from windtunnel.catalogue import (
     read_config,
     readable_part,
 )
+from windtunnel.models.folder import CARD, load_card
 from windtunnel.models.spec import ALGORITHM_VERSION as MODELS_VERSION
-from windtunnel.models.spec import ModelSpec
+from windtunnel.models.spec import ModelSpec, recipe_digest
 from windtunnel.registry import did_you_mean
 from windtunnel.store import digest, file_digest, short_id
 
@@ -460,6 +461,21 @@ class Plan:
         return sorted(found)
 
     @cached_property
+    def shipped_models(self) -> list[str]:
+        """Models whose shipped weights are of their recipe, seed and training data; the others are trained or read.
+
+        Weights are tied to what decides them (``recipe_digest``), not to the last bits that another CPU would give.
+        """
+        found = []
+        for name in self.models:
+            folder, spec = RESOURCES / "models" / name, self.model_spec(name)
+            if spec.architecture == "file" or not (folder / CARD).is_file():
+                continue
+            if load_card(folder).get("recipe_digest") == recipe_digest(spec):
+                found.append(name)
+        return found
+
+    @cached_property
     def judges(self) -> list[str]:
         """Models that have cells."""
         return sorted({w.cell.model for w in self.cells})
@@ -508,19 +524,16 @@ class Plan:
         return next((s.dataset for s in sets if s.role == "id"), sets[0].dataset)
 
     @cached_property
-    def purified(self) -> dict[tuple[str, str], list[tuple[str, str, int | None]]]:
-        """(image set, defense family) -> the (shift, defense, n) to purify once for all models."""
-        found: dict[tuple[str, str], dict[tuple[str, str], int | None]] = {}
+    def purified(self) -> dict[tuple[str, str], list[tuple[str, str, str, int | None]]]:
+        """(data set, defense family) -> the (image set, shift, defense, n) to purify once for all models."""
+        found: dict[tuple[str, str], dict[tuple[str, str, str], int | None]] = {}
         for w in self.cells:
             if w.cell.attack is None and w.cell.defense != NONE:
-                family = self.catalogue.defense(w.cell.defense).family
-                entry = found.setdefault((w.cell.images, family), {})
-                key = (w.cell.shift, w.cell.defense)
-                if key in entry:
-                    old = entry[key]
-                    entry[key] = None if old is None or w.n is None else max(old, w.n)
-                else:
-                    entry[key] = w.n
+                job = (self.set_choice(w.cell.images).dataset, self.catalogue.defense(w.cell.defense).family)
+                entry = found.setdefault(job, {})
+                key = (w.cell.images, w.cell.shift, w.cell.defense)
+                old = entry.get(key, w.n)
+                entry[key] = None if old is None or w.n is None else max(old, w.n)
         return {k: [(*key, n) for key, n in sorted(v.items())] for k, v in sorted(found.items())}
 
     @cached_property
@@ -579,7 +592,7 @@ class Plan:
             if cell.shift != NONE:
                 shifted.add(cell.images)
             if cell.attack is None and cell.defense != NONE:
-                purified.add((cell.images, self.catalogue.defense(cell.defense).family))
+                purified.add((self.set_choice(cell.images).dataset, self.catalogue.defense(cell.defense).family))
             if cell.attack is not None:
                 attacked.add((cell.attack.model, cell.attack.images, self._attack_batch[cell.attack]))
         for model in self.fitted_in(group, batch):
@@ -588,17 +601,17 @@ class Plan:
         return {
             "images": [f"results/images/{d}/manifest.json" for d in sorted(images)],
             "shifted": [f"results/images/{s}/shifted.json" for s in sorted(shifted)],
-            "purified": [f"results/defended/{s}/{f}.json" for s, f in sorted(purified)],
+            "purified": [f"results/defended/{d}/{f}.json" for d, f in sorted(purified)],
             "attacked": [f"results/attacked/{m}/{s}/{b}.json" for m, s, b in sorted(attacked)],
             "weights": [f"results/models/{m}/weights.safetensors" for m in models],
             "cards": [f"results/models/{m}/card.json" for m in models],
         }
 
-    def purify_inputs(self, images: str, family: str) -> list[str]:
+    def purify_inputs(self, dataset: str, family: str) -> list[str]:
         """Which image manifests a purify job reads."""
-        shifts = {shift for shift, _, _ in self.purified[(images, family)]}
-        found = [f"results/images/{self.set_choice(images).dataset}/manifest.json"] if NONE in shifts else []
-        return found + ([f"results/images/{images}/shifted.json"] if shifts - {NONE} else [])
+        wanted = self.purified[(dataset, family)]
+        clean = [f"results/images/{dataset}/manifest.json"] if any(s == NONE for _, s, _, _ in wanted) else []
+        return clean + [f"results/images/{i}/shifted.json" for i in sorted({i for i, s, _, _ in wanted if s != NONE})]
 
     def attack_inputs(self, model: str, images: str, batch: str) -> list[str]:
         """Which image manifests an attack job reads."""
@@ -632,8 +645,8 @@ class Plan:
         if rule == "model_provide":
             return {"model": self.model_settings(w["model"])}
         if rule == "purify_shared":
-            wanted = self.purified[(w["set"], w["family"])]
-            return {"parts": [[self.images_settings(w["set"], s), self.defense_settings(d), n] for s, d, n in wanted]}
+            wanted = self.purified[(w["dataset"], w["family"])]
+            return {"parts": [[self.images_settings(i, s), self.defense_settings(d), n] for i, s, d, n in wanted]}
         if rule == "attack":
             keys = self.attack_jobs[(w["model"], w["set"], w["batch"])]
             return {"parts": [self.attack_settings(k) for k in keys], "batch_size": run.batch_size}

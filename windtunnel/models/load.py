@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from windtunnel.models.arrays import fold, head_keys
-from windtunnel.models.card import MODULE, WEIGHTS, BadWeights, check_folder, load_card
+from windtunnel.models.folder import MODULE, WEIGHTS, BadWeights, check_folder, load_card
 from windtunnel.scores.base import Head
 
 if TYPE_CHECKING:

@@ -1,9 +1,4 @@
-"""Provide a model: copy the shipped weights, or train, or take the user's own file. Copying imports no torch.
-
-Shipped weights are tied to recipe, seed and training data (``windtunnel.models.spec.recipe_digest``), not to the last
-bits that another CPU would give. If the recipe or the data changed, the shipped ones are passed over and the model is
-trained.
-"""
+"""Provide a model that is not shipped: train it, or take the user's own file."""
 
 from __future__ import annotations
 
@@ -11,32 +6,20 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from windtunnel.models.card import CARD, MODULE, WEIGHTS, check_folder, load_card, make_card, write_folder
-from windtunnel.models.spec import ModelSpec, recipe_digest
+from windtunnel.models.card import make_card
+from windtunnel.models.folder import MODULE, WEIGHTS, write_folder
+from windtunnel.models.spec import ModelSpec
 from windtunnel.store import file_digest
 
 logger = logging.getLogger(__name__)
 
 
-def provide(spec: ModelSpec, out: Path, resources: Path) -> dict[str, Any]:
-    """Write ``weights.safetensors`` and ``card.json`` of the model into ``out``; returns the card.
-
-    ``resources`` is the folder that holds ``models/<name>/``. Raises ``BadWeights`` if shipped weights are not those of
-    their card: a damaged checkout must not be papered over by ten minutes of training.
-    """
-    out, shipped = Path(out), Path(resources) / "models" / spec.name
+def provide(spec: ModelSpec, out: Path) -> None:
+    """Write ``weights.safetensors`` and ``card.json`` of the model into ``out``: trained, or the user's own file."""
     if spec.architecture == "file":
-        return _take_file(spec, out)
-    if (shipped / CARD).is_file():
-        card = load_card(shipped)
-        if card.get("recipe_digest") == recipe_digest(spec):
-            remedy = f"restore '{shipped}' from version control, or delete that folder to have the model trained"
-            check_folder(shipped, card, remedy=remedy)
-            write_folder(out, files={WEIGHTS: (shipped / WEIGHTS).read_bytes()}, card=card)
-            logger.info("%s: shipped weights copied", spec.name)
-            return card
-        logger.warning("%s: the shipped weights are of another recipe or other data; training", spec.name)
-    return train_into(spec, out, origin="trained")
+        _take_file(spec, Path(out))
+    else:
+        train_into(spec, Path(out), origin="trained")
 
 
 def train_into(spec: ModelSpec, out: Path, *, origin: str) -> dict[str, Any]:
@@ -67,7 +50,7 @@ def train_into(spec: ModelSpec, out: Path, *, origin: str) -> dict[str, Any]:
     return card
 
 
-def _take_file(spec: ModelSpec, out: Path) -> dict[str, Any]:
+def _take_file(spec: ModelSpec, out: Path) -> None:
     """Copy the user's module and weights, having built and loaded them once: a mistake shows here, not in an attack."""
     from windtunnel.models import own, weights
 
@@ -89,4 +72,3 @@ def _take_file(spec: ModelSpec, out: Path) -> dict[str, Any]:
     )
     card["module"] = {"file": MODULE, "sha256": file_digest(source)}
     write_folder(out, files={WEIGHTS: content, MODULE: text}, card=card)
-    return card

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from windtunnel.models.card import CARD, load_card
+from windtunnel.models.folder import CARD, load_card
 from windtunnel.models.provide import train_into
 from windtunnel.models.spec import UnknownModel, read_catalogue, recipe_digest
 from windtunnel.registry import did_you_mean

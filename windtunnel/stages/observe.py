@@ -89,13 +89,16 @@ def _source(plan: Plan, cell: Cell) -> tuple[Part | None, str | None]:
         part = store.read_manifest(attacked_manifest(plan, cell))[attack_stage.key_name(cell.attack)]
         return part, f"{clean}:{part.sha256 or part.reason}"
     if cell.defense != NONE:
-        part = store.read_manifest(_purified_manifest(plan, cell))[purify_stage.key(cell.shift, cell.defense)]
+        part = store.read_manifest(_purified_manifest(plan, cell))[
+            purify_stage.key(cell.images, cell.shift, cell.defense)
+        ]
         return part, f"{clean}:{part.sha256 or part.reason}"
     return None, clean
 
 
 def _purified_manifest(plan: Plan, cell: Cell) -> Path:
-    return Path("results/defended") / cell.images / f"{plan.catalogue.defense(cell.defense).family}.json"
+    dataset, family = plan.set_choice(cell.images).dataset, plan.catalogue.defense(cell.defense).family
+    return Path("results/defended") / dataset / f"{family}.json"
 
 
 def key_columns(plan: Plan, cell: Cell) -> dict[str, Any]:

@@ -23,10 +23,10 @@ def build(plan: Plan, name: str) -> tuple[Defense, int]:
     return registry.load("defense", choice.entry.method, plan.catalogue.base)(**choice.settings), choice.rounds
 
 
-def purify_shared(plan: Plan, name: str, family: str, manifest: Path, *, attempt: int = 1) -> None:
-    """All strengths of one family on one image set and its shifts."""
+def purify_shared(plan: Plan, dataset: str, family: str, manifest: Path, *, attempt: int = 1) -> None:
+    """All strengths of one family on all image sets of a data set, shifts included."""
     makings = []
-    for shift, defense, n in plan.purified[(name, family)]:
+    for name, shift, defense, n in plan.purified[(dataset, family)]:
         identity = {
             "images": plan.images_settings(name, shift),
             "content": image_stage.content(plan, name, shift),
@@ -34,14 +34,16 @@ def purify_shared(plan: Plan, name: str, family: str, manifest: Path, *, attempt
             "n": n,
         }
         makings.append(
-            Making(key=key(shift, defense), identity=identity, make=partial(_purify, plan, name, shift, defense, n))
+            Making(
+                key=key(name, shift, defense), identity=identity, make=partial(_purify, plan, name, shift, defense, n)
+            )
         )
-    make_parts(manifest, plan.digest("purify_shared", set=name, family=family), makings, attempt=attempt)
+    make_parts(manifest, plan.digest("purify_shared", dataset=dataset, family=family), makings, attempt=attempt)
 
 
-def key(shift: str, defense: str) -> str:
+def key(images: str, shift: str, defense: str) -> str:
     """The manifest key of a purified set."""
-    return f"{shift}:{defense}"
+    return f"{images}:{shift}:{defense}"
 
 
 def nchw(images: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ def write_costs(plan: Plan, output: Path) -> None:
     jobs: list[tuple[str, str, Path]] = []
     jobs += [("images_build", d, Path(f"results/images/{d}/manifest.json")) for d in plan.datasets]
     jobs += [("images_shift", s, Path(f"results/images/{s}/shifted.json")) for s in plan.shifted_sets]
-    jobs += [("purify_shared", f"{s}/{f}", Path(f"results/defended/{s}/{f}.json")) for s, f in plan.purified]
+    jobs += [("purify_shared", f"{d}/{f}", Path(f"results/defended/{d}/{f}.json")) for d, f in plan.purified]
     jobs += [("attack", f"{m}/{s}/{b}", Path(f"results/attacked/{m}/{s}/{b}.json")) for m, s, b in plan.attack_jobs]
     jobs += [("observe", f"{m}/{b}", Path(f"results/observed/{m}/{b}.json")) for m, b in plan.observe_jobs]
     cells = {plan.cell_id(w.cell) for w in plan.cells}
