@@ -2,18 +2,26 @@
 
 snakemake --cores 8              the whole run of config/config.yaml: tables, figures, results/report.html
 snakemake --cores 8 tables       up to a milestone: images, models, attacks, defenses, scores, tables, figures
-snakemake bill                   what the run would cost, before it runs
+snakemake bill                   what the run would cost, before it runs; a dry run (-n) says it too
+snakemake --cores 8 attacks_full every attack, defense and diagnostic (config/attacks_full.yaml), for hours instead of minutes
 snakemake --cores 8 --configfile config/tiny.yaml      another run
 """
+
+import os
+import sys
 
 from snakemake.utils import min_version
 
 min_version("9.10")
 
 
+# A run with a config of its own is asked for by its target; jobs on other machines learn it from the environment.
+NAMED_RUN = next((r for r in ("attacks_full",) if r in sys.argv[1:] or os.environ.get("WINDTUNNEL_RUN") == r), None)
 if not workflow.overwrite_configfiles:
+    if NAMED_RUN:
+        os.environ["WINDTUNNEL_RUN"] = NAMED_RUN
 
-    configfile: "config/config.yaml"
+    configfile: f"config/{NAMED_RUN or 'config'}.yaml"
 
 
 container: "docker://python:3.11"
@@ -26,6 +34,7 @@ include: "rules/common.smk"
 include: "rules/images.smk"
 include: "rules/models.smk"
 include: "rules/attacked.smk"
+include: "rules/diagnosed.smk"
 include: "rules/defended.smk"
 include: "rules/observed.smk"
 include: "rules/scored.smk"
@@ -35,6 +44,7 @@ include: "rules/presented.smk"
 
 localrules:
     all,
+    attacks_full,
     images,
     models,
     attacks,
@@ -50,6 +60,12 @@ rule all:
     input:
         "results/report.html",
         "results/verdict.ok",
+
+
+rule attacks_full:
+    """Everything of config/attacks_full.yaml: all attacks, adaptive ones and diagnostics included."""
+    input:
+        rules.all.input,
 
 
 rule images:
@@ -89,6 +105,7 @@ rule tables:
         "results/tables/cells.parquet",
         "results/tables/metrics.parquet",
         "results/tables/costs.parquet",
+        "results/tables/diagnostics.parquet",
         "results/tables/printed/index.json",
 
 

@@ -2,12 +2,32 @@
 bare and through a defense alike."""
 
 
+rule surrogate_train:
+    """A small network that learns what a defense answers: the gradient of an attack goes through it (rule unet)."""
+    input:
+        lambda w: f"results/images/{w.dataset}/manifest.json",
+    output:
+        weights="results/surrogates/{dataset}/{defense}/weights.safetensors",
+        card="results/surrogates/{dataset}/{defense}/card.json",
+    log:
+        "results/logs/surrogate_train/{dataset}/{defense}.log",
+    benchmark:
+        "results/benchmarks/surrogate_train/{dataset}/{defense}.tsv"
+    priority: 20
+    resources:
+        mem_mb=2000,
+    params:
+        plan=plan_digest("surrogate_train"),
+    script:
+        "../scripts/surrogate_train.py"
+
+
 rule attack:
     """All attacks of one (attacked model, image set, batch); a failed cell is a status part, the others go on."""
     input:
         images=lambda w: PLAN.attack_inputs(w.model, w.set, w.batch),
-        weights="results/models/{model}/weights.safetensors",
-        card="results/models/{model}/card.json",
+        weights=lambda w: PLAN.weights_of(w.model)["weights"],
+        cards=lambda w: PLAN.weights_of(w.model)["cards"],
     output:
         "results/attacked/{model}/{set}/{batch}.json",
     log:

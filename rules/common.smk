@@ -32,6 +32,9 @@ except ConfigError as error:
 FLAGS = set(sys.argv[1:])
 LOOKING = FLAGS & {"-n", "--dry-run", "--dryrun", "--report", "--lint", "--unlock", "--dag", "--rulegraph", "--summary"}
 
+if workflow.is_main_process and FLAGS & {"-n", "--dry-run", "--dryrun"}:
+    print("\n".join(PLAN.bill_lines()), file=sys.stderr)
+
 if workflow.is_main_process and not LOOKING:
     try:
         sentence = lock.claim()
@@ -44,10 +47,12 @@ if workflow.is_main_process and not LOOKING:
 
 SAMPLE_FILES = [f"results/tables/samples/{m}.{b}.parquet" for m, b in PLAN.score_jobs]
 FIGURES = [f"results/figures/{name}.svg" for name in FIGURE_NAMES]
+DIAGNOSED = [f"results/diagnosed/{m}/{s}.json" for m, s in PLAN.diagnostic_jobs]
 MANIFESTS = (
     [f"results/defended/{d}/{f}.json" for d, f in PLAN.purified]
     + [f"results/attacked/{m}/{s}/{b}.json" for m, s, b in PLAN.attack_jobs]
     + [f"results/observed/{m}/{b}.json" for m, b in PLAN.observe_jobs]
+    + DIAGNOSED
 )
 
 
@@ -72,3 +77,4 @@ wildcard_constraints:
     group=r"[a-z0-9_-]+",
     batch=r"[a-z0-9_]+",
     family=r"[a-z0-9_-]+",
+    defense=r"[a-z0-9_-]+",

@@ -35,6 +35,7 @@ rule present_figures:
         samples=SAMPLE_FILES,
         cells="results/tables/cells.parquet",
         metrics="results/tables/metrics.parquet",
+        diagnostics="results/tables/diagnostics.parquet",
         manifests=MANIFESTS,
         images=[f"results/images/{d}/manifest.json" for d in PLAN.datasets],
     output:

@@ -1,4 +1,5 @@
-"""Summaries. In: sample tables and manifests. Out: results/metrics/{group}.parquet, results/tables/{cells,metrics,costs}.parquet."""
+"""Summaries. In: sample tables and manifests. Out: results/metrics/{group}.parquet,
+results/tables/{cells,metrics,costs,diagnostics}.parquet."""
 
 
 rule summarise_group:
@@ -22,7 +23,8 @@ rule summarise_group:
 rule summarise_metrics:
     """All models' metrics, with means over training seeds and paired tests between models."""
     input:
-        [f"results/metrics/{g}.parquet" for g in PLAN.groups],
+        groups=[f"results/metrics/{g}.parquet" for g in PLAN.groups],
+        diagnostics="results/tables/diagnostics.parquet",
     output:
         "results/tables/metrics.parquet",
     log:
@@ -42,6 +44,7 @@ rule summarise_cells:
     input:
         samples=SAMPLE_FILES,
         cards=[f"results/models/{m}/card.json" for m in PLAN.models],
+        diagnostics="results/tables/diagnostics.parquet",
         manifests=MANIFESTS,
     output:
         "results/tables/cells.parquet",
@@ -73,3 +76,21 @@ rule summarise_costs:
         plan=plan_digest("summarise_costs"),
     script:
         "../scripts/summarise_costs.py"
+
+
+rule summarise_diagnostics:
+    """Every measurement around single images, sample by sample."""
+    input:
+        DIAGNOSED,
+    output:
+        "results/tables/diagnostics.parquet",
+    log:
+        "results/logs/summarise_diagnostics.log",
+    benchmark:
+        "results/benchmarks/summarise_diagnostics.tsv"
+    resources:
+        mem_mb=1000,
+    params:
+        plan=plan_digest("summarise_diagnostics"),
+    script:
+        "../scripts/summarise_diagnostics.py"

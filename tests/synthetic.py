@@ -165,6 +165,37 @@ def infos(frame: pd.DataFrame, **extra: Any) -> list[dict[str, Any]]:
     return found
 
 
+def measured(
+    diagnostic: str,
+    *,
+    model: str = "digits-cnn",
+    model_seed: int = 0,
+    dataset: str = "photodigits",
+    split: str = "test",
+    defense: str = "none",
+    through: str = "bare",
+    norm: str = "linf",
+    eps: float = 8 / 255,
+    **quantities: Sequence[float] | np.ndarray,
+) -> pd.DataFrame:
+    """The rows of one measurement in the schema of the diagnostics table: values per sample by quantity."""
+    parts = []
+    for quantity, values in quantities.items():
+        n = len(values)
+        row: dict[str, Any] = {
+            "dataset": dataset, "split": split, "shift": "none", "severity": None, "model": model,
+            "model_seed": model_seed, "defense": defense, "through": through, "norm": norm, "eps": eps,
+            "diagnostic": diagnostic, "quantity": quantity,
+        }  # fmt: skip
+        ids = [f"{split}-{i:05d}" for i in range(n)]
+        parts.append(
+            pd.DataFrame(
+                {**{k: [v] * n for k, v in row.items()}, "sample_id": ids, "value": np.asarray(values, dtype=float)}
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
 def _outcomes(rng: np.random.Generator, n: int, accuracy: float) -> np.ndarray:
     return rng.random(n) < accuracy
 

@@ -49,6 +49,12 @@ def test_one_file_per_check_with_words():
         assert "\n" not in module.MEANS
 
 
+def test_every_check_has_its_row_in_the_documentation():
+    text = (Path(checks.__file__).parents[2] / "docs/attacks/checks.md").read_text()
+    rows = [line.split("|")[1].strip(" `") for line in text.splitlines() if line.startswith("| `")]
+    assert rows == list(checks.CHECKS)
+
+
 def test_clean_cells_alone_raise_nothing():
     findings = checks.run_checks(checks.gather(samples(cell(n=N), cell(n=N, defense="jpeg-50"))))
     assert {name for name, of in findings.items() if of} == {"nan_gradient"}

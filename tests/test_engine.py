@@ -299,7 +299,7 @@ def test_the_attack_is_judged_on_the_real_defense() -> None:
 
 def test_rules_and_rounds_are_checked() -> None:
     model = Quadratic()
-    with pytest.raises(ValueError, match="identity, squared"):
+    with pytest.raises(ValueError, match="identity, noise, squared"):
         Pipeline(model, defense=Coarse(), rule="jpeg")
     with pytest.raises(ValueError, match="no defense"):
         Pipeline(model, rule="blur")

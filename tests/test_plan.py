@@ -57,11 +57,19 @@ REFUSED = {
     "one round": (block(defenses="jpeg-50-x1"), ["starts at 2"]),
     "attack without threat": (block(attacks="pgd20"), ["blocks[0].threats", "need a threat"]),
     "threat without attack": (block(threats="linf-8"), ["blocks[0].attacks", "need an attack"]),
-    "norm": (block(attacks="square-300", threats="l2-50"), ["blocks[0].threats[0]", "not for the l2 threat"]),
+    "norm": (block(attacks="pma-100", threats="l2-50"), ["blocks[0].threats[0]", "not for the l2 threat"]),
     "rule": (
         block(attacks="pgd20", threats="linf-8", defenses="jpeg-50", through="surogate-1"),
         ["no backward rule 'surogate-1'", "did you mean 'surrogate-1'"],
     ),
+    "an attack on the codec without one": (block(attacks="codec-pgd-20", threats="linf-8"), ["attacks a defense, not"]),
+    "an ensemble that judges": (block(models="ens-cnns"), ["blocks[0].models[0]", "name it under sources"]),
+    "a random defense searched": (
+        block(attacks="pgd20", threats="linf-8", defenses="random-pad", through="exact", mode="search"),
+        ["cannot be searched"],
+    ),
+    "rounds inside a composition": (block(defenses="jpeg-50-x2-then-median-3"), ["rounds stand at the end"]),
+    "a random stage": (block(defenses="jpeg-50-then-random-pad"), ["random 'random-pad' cannot be part"]),
     "through nothing": (block(attacks="pgd20", threats="linf-8", through="identity"), ["no defense to go through"]),
     "through without attack": (block(defenses="jpeg-50", through="identity"), ["no attack to go through"]),
     "search on another pipeline": (
@@ -144,7 +152,7 @@ def test_user_entries() -> None:
     )
     (cell,) = own.cells
     settings = own.attack_settings(cell.cell.attack)  # type: ignore[arg-type]
-    assert settings["settings"]["steps"] == 3
+    assert settings["members"][0]["settings"]["steps"] == 3
     assert settings["threat"] == {"norm": "linf", "eps": 6 / 255}
 
 
@@ -275,3 +283,50 @@ def test_shipped_weights_are_taken_only_for_their_own_recipe(monkeypatch: pytest
     assert plan(block()).shipped_models == plan(block()).models
     monkeypatch.setattr(spec, "ALGORITHM_VERSION", spec.ALGORITHM_VERSION + 1)
     assert plan(block()).models and not plan(block()).shipped_models
+
+
+def test_batteries_and_ensembles_of_the_users_own() -> None:
+    attacks = {"both": {"members": ["pgd20", "square-300"]}, "nested": {"members": ["pma-plus"]}}
+    attacks |= {
+        "neither": {},
+        "twice": {"members": ["fgsm", "fgsm"]},
+        "mixed": {"members": ["fgsm"], "settings": {"a": 1}},
+    }
+    found = "\n".join(problems(block(), catalogue={"attacks": attacks}))
+    for piece in ("a method (with settings) or members", "duplicate name in members", "no settings of its own"):
+        assert piece in found, piece
+    found = "\n".join(problems(block(), catalogue={"attacks": {"nested": attacks["nested"]}}))
+    assert "its member 'pma-plus' is a battery" in found
+    models = {"lonely": {"architecture": "ensemble", "recipe": {"members": ["digits-cnn"]}}}
+    assert "at least two model names" in "\n".join(problems(block(), catalogue={"models": models}))
+    models = {"pair": {"architecture": "ensemble", "recipe": {"members": ["digits-cnn", "digits-cnn-s0"]}}}
+    assert "stands twice" in "\n".join(problems(block(), catalogue={"models": models}))
+    models = {"pair": {"architecture": "ensemble", "recipe": {"members": ["digits-cnn-s1", "digits-vit"]}}}
+    asked = block(attacks="both", threats="linf-8", mode="search")
+    own = plan(asked, block(attacks="mi", threats="linf-8", sources="pair"),
+               catalogue={"attacks": {"both": attacks["both"]}, "models": models})  # fmt: skip
+    assert own.models == ["digits-cnn", "digits-cnn-s1", "digits-vit"]
+    assert own.bill()["gradient_evaluations"] == 8 * 20 + 2 * 8 * 10
+    assert own.bill()["black_box_queries"] == 8 * 300
+    members = own.attack_settings(own.cells[0].cell.attack)["members"]  # type: ignore[arg-type]
+    assert [m["attack"] for m in members] == ["pgd20", "square-300"]
+
+
+def test_diagnostics_are_checked_and_are_jobs_of_their_own() -> None:
+    wanted = {"images": SET, "models": MODEL, "n": 8, "threats": "linf-8", "diagnostics": "gradient-direction"}
+    found = plan(block(), diagnostics=[wanted, {**wanted, "n": 12, "defenses": "jpeg-50", "through": "all"}])
+    assert list(found.diagnostic_jobs) == [(MODEL, SET)]
+    rules = [(k.defense, k.rule) for k in found.diagnostic_jobs[(MODEL, SET)]]
+    assert rules == [("none", "none"), ("jpeg-50", "surrogate-1"), ("jpeg-50", "identity"), ("jpeg-50", "blur")]
+    bad = [
+        {**wanted, "diagnostics": "gradient-directions"}, {**wanted, "images": "photodigits.letters"},
+        {**wanted, "models": "ens-cnns"}, {**wanted, "defenses": "jpeg-50", "through": "own"},
+    ]  # fmt: skip
+    text = "\n".join(problems(block(), diagnostics=bad))
+    for piece in (
+        "diagnostics[0].diagnostics[0]: unknown diagnostic", "diagnostics[1].images[0]: 'photodigits.letters' has no",
+        "diagnostics[2].models[0]: 'ens-cnns' is an ensemble", "diagnostics[3].through[0]: 'jpeg-50' has no backward",
+    ):  # fmt: skip
+        assert piece in text, piece
+    text = "\n".join(problems(block(), diagnostics=[{**wanted, "diagnostic": "x"}]))
+    assert "unknown key; did you mean 'diagnostics'?" in text

@@ -35,9 +35,16 @@ def test_what_is_read_is_what_is_imported(kind: str) -> None:
 
 def test_every_entry_names_a_method_with_its_settings() -> None:
     entries = builtin()
-    for kind, section in (("attack", entries.attacks), ("defense", entries.defenses), ("score", entries.scores)):
+    sections = {
+        "attack": entries.attacks, "defense": entries.defenses, "score": entries.scores,
+        "diagnostic": entries.diagnostics,
+    }  # fmt: skip
+    for kind, section in sections.items():
         used = set()
         for name, entry in section.items():
+            if entry.method is None:  # a battery
+                assert {section[member].method for member in entry.members}, name
+                continue
             card = registry.card(kind, entry.method)
             used.add(card.name)
             assert set(entry.settings) <= set(card.types), name

@@ -11,6 +11,9 @@ The catalogue defines each thing once under a unique name; a run only selects na
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import math
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +30,13 @@ _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NONE = "none"
 BARE = "bare"
 FOLDER = Path(__file__).parent / "catalogue"
+THEN = "-then-"
+"""Joins the stages of a composition in a defense's name, in the order in which they are applied."""
+LEARNED = "unet"
+"""The backward rule of a surrogate that the workflow trains on pairs of images and the real defense's answers."""
+EXTRA_RULES = ("noise", LEARNED)
+"""Rules that every defense has when a block names them; ``through: all`` means the defense's own."""
+
 NAME = re.compile(r"^[a-z][a-z0-9_]*(-[a-z0-9_]+)*$")
 SEEDED = re.compile(r"^(?P<family>.+)-s(?P<seed>[0-9]+)$")
 STRENGTH = re.compile(r"^(?P<rest>.+)-(?P<value>[0-9]+)$")
@@ -81,10 +91,26 @@ class Threat(Entry):
 
 
 class AttackEntry(Entry):
-    """An attack with all its settings; ``method`` is a built-in name or a path to a user's file."""
+    """An attack with all its settings; ``method`` is a built-in name or a path to a user's file.
 
-    method: str
+    Or a battery: ``members`` are names of other attacks, run in this order on what the ones before left standing.
+    ``eot`` is how many draws of a random defense every answer is the mean of.
+    """
+
+    method: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    members: tuple[str, ...] = ()
+    eot: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _one_or_many(self) -> AttackEntry:
+        if (self.method is None) == (not self.members):
+            raise ValueError("an attack has either a method (with settings) or members (names of other attacks)")
+        if self.members and self.settings:
+            raise ValueError("a battery has no settings of its own: they stand in the entries of its members")
+        if len(set(self.members)) != len(self.members):
+            raise ValueError(f"duplicate name in members {list(self.members)}")
+        return self
 
 
 class DefenseEntry(Entry):
@@ -111,10 +137,11 @@ class ScoreEntry(Entry):
 class ModelEntry(Entry):
     """A model family: architecture, head and training recipe, with its training seeds.
 
-    ``architecture: file`` is the user's own: ``recipe: {file: model.py, weights: model.safetensors}``.
+    ``architecture: file`` is the user's own: ``recipe: {file: model.py, weights: model.safetensors}``;
+    ``architecture: ensemble`` is several models attacked as one: ``recipe: {members: [model, model]}``.
     """
 
-    architecture: Literal["cnn", "vit", "file"]
+    architecture: Literal["cnn", "vit", "file", "ensemble"]
     head: Literal["linear", "abet", "cosine_global"] | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
     dataset: str | None = None
@@ -127,6 +154,11 @@ class ModelEntry(Entry):
 
     @model_validator(mode="after")
     def _complete(self) -> ModelEntry:
+        if self.architecture == "ensemble":
+            members = self.recipe.get("members")
+            if not isinstance(members, list) or len(members) < 2 or not all(isinstance(m, str) for m in members):
+                raise ValueError("architecture 'ensemble' needs recipe.members: a list of at least two model names")
+            return self
         wanted = ("file", "weights") if self.architecture == "file" else ()
         missing = [key for key in wanted if key not in self.recipe]
         if missing:
@@ -136,6 +168,14 @@ class ModelEntry(Entry):
         if self.architecture != "file" and (self.head is None or self.dataset is None):
             raise ValueError("a trained architecture needs head and dataset")
         return self
+
+
+class DiagnosticEntry(Entry):
+    """A measurement around single images, with its settings and the label that tables print."""
+
+    method: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    label: str = ""
 
 
 class ImagesEntry(Entry):
@@ -156,6 +196,7 @@ class CatalogueSection(BaseModel):
     defenses: dict[str, DefenseEntry] = Field(default_factory=dict)
     scores: dict[str, ScoreEntry] = Field(default_factory=dict)
     models: dict[str, ModelEntry] = Field(default_factory=dict)
+    diagnostics: dict[str, DiagnosticEntry] = Field(default_factory=dict)
     images: dict[str, ImagesEntry] = Field(default_factory=dict)
 
 
@@ -225,6 +266,44 @@ class Block(BaseModel):
         return value
 
 
+class DiagnosticBlock(BaseModel):
+    """A cross product of names for measurements around single images. See config/README.md for every key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = Field(default=None, description="a name for messages")
+    images: tuple[str, ...] = Field(description="image sets with labels, <dataset>.<split>")
+    n: int | None = Field(default=None, ge=1, description="how many samples (a fixed nested subset); all where absent")
+    models: tuple[str, ...]
+    diagnostics: tuple[str, ...] = Field(description="what to measure")
+    threats: tuple[str, ...] = Field(description="the budgets at which to measure")
+    defenses: tuple[str, ...] = (NONE,)
+    through: Literal["all"] | tuple[str, ...] = Field(
+        default=("identity",), description="backward rules by which the defense is seen"
+    )
+
+    @field_validator("images", "models", "diagnostics", "threats", "defenses", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return _listed(value)
+
+    @field_validator("through", mode="before")
+    @classmethod
+    def _as_list_or_all(cls, value: Any) -> Any:
+        return value if value == "all" else _listed(value)
+
+    @field_validator("images", "models", "diagnostics", "threats", "defenses", "through")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if value == "all":
+            return value
+        if not value:
+            raise ValueError("an empty list makes the block select nothing: name at least one, or leave the key out")
+        if len(set(value)) != len(value):
+            raise ValueError(f"duplicate name in {list(value)}")
+        return value
+
+
 class RunConfig(BaseModel):
     """A run: what to select, and how to summarise it."""
 
@@ -244,6 +323,7 @@ class RunConfig(BaseModel):
         default=4000, ge=0, description="check the digests of finished parts at every start"
     )
     blocks: tuple[Block, ...] = Field(min_length=1)
+    diagnostics: tuple[DiagnosticBlock, ...] = Field(default=(), description="measurements around single images")
 
 
 @dataclass(frozen=True)
@@ -257,6 +337,51 @@ class ModelChoice:
 
 
 @dataclass(frozen=True)
+class AttackMember:
+    """One method of an attack: its name in the catalogue, its card and its complete settings."""
+
+    name: str
+    method: str
+    card: MethodCard
+    settings: dict[str, Any]
+
+    def constant(self, name: str, default: Any) -> Any:
+        """A literal class constant of the method."""
+        return self.card.constants.get(name, default)
+
+    @property
+    def queries(self) -> int:
+        """Queries per sample: the product of the settings that the method's ``bill`` names (null counts as 1)."""
+        return math.prod(int(self.settings[name] or 1) for name in self.constant("bill", ()))
+
+
+@dataclass(frozen=True)
+class AttackChoice:
+    """An attack by name: one member, or a battery's."""
+
+    name: str
+    entry: AttackEntry
+    members: tuple[AttackMember, ...]
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms that every member is defined for."""
+        return tuple(
+            norm for norm in ("linf", "l2") if all(norm in m.constant("norms", ("linf",)) for m in self.members)
+        )
+
+    @property
+    def needs_defense(self) -> bool:
+        """Whether any member attacks the defense itself, so that it must go through one."""
+        return any(m.constant("needs_defense", False) for m in self.members)
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether any member asks for gradients."""
+        return any(m.constant("uses_gradient", True) for m in self.members)
+
+
+@dataclass(frozen=True)
 class DefenseChoice:
     """A defense by name: family, strength, rounds, with its method's card and complete settings."""
 
@@ -266,16 +391,32 @@ class DefenseChoice:
     entry: DefenseEntry
     card: MethodCard
     settings: dict[str, Any]
+    stages: tuple[DefenseChoice, ...] = ()
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """The backward rules; with one round ``surrogate-n`` is ``surrogate-1`` and only that is listed."""
+        """The backward rules; with one round ``surrogate-n`` is ``surrogate-1`` and only that is listed.
+
+        A composition has every combination of its stages' rules, joined by ``+``.
+        """
+        if self.stages:
+            stages = [dataclasses.replace(s, rounds=self.rounds).rules for s in self.stages]
+            return tuple("+".join(names) for names in itertools.product(*stages))
         rules = tuple(self.card.constants.get("rules", ("identity", "blur")))
         return tuple(r for r in rules if r != "surrogate-n") if self.rounds == 1 else rules
 
     @property
+    def allowed_rules(self) -> tuple[str, ...]:
+        """Every rule that a block may name: the defense's own, the control ``noise`` and the learned ``unet``."""
+        rules = (*self.rules, "surrogate-n") if "surrogate-1" in self.rules else self.rules
+        extra = (r for r in EXTRA_RULES if not self.is_random)
+        return tuple(dict.fromkeys((*rules, *extra)))
+
+    @property
     def only_generic(self) -> bool:
         """Whether no rule knows this defense: a robust accuracy found so is an upper bound."""
+        if self.stages:
+            return any(s.only_generic for s in self.stages)
         generic = tuple(self.card.constants.get("generic_rules", ("identity", "blur", "jpeg")))
         return all(r in generic for r in self.rules)
 
@@ -337,11 +478,43 @@ class Catalogue:
         """A threat by name."""
         return self._get("threats", name, "threat")
 
-    def attack(self, name: str) -> tuple[AttackEntry, MethodCard, dict[str, Any]]:
-        """An attack's entry, card and complete settings."""
-        entry = self._get("attacks", name, "attack")
-        card = self._card("attack", entry.method)
-        return entry, card, self._settings(f"attack '{name}'", card, entry.settings)
+    def attack(self, name: str) -> AttackChoice:
+        """An attack by name, with the cards and complete settings of its one method or of a battery's members."""
+        entry: AttackEntry = self._get("attacks", name, "attack")
+        members = []
+        for member in entry.members or (name,):
+            found: AttackEntry = self._get("attacks", member, "attack")
+            if found.method is None:
+                raise LookupError(f"battery '{name}': its member '{member}' is a battery; name the attacks themselves")
+            if entry.members and found.eot != 1:
+                raise LookupError(f"battery '{name}': its member '{member}' states eot; only the battery may")
+            card = self._card("attack", found.method)
+            settings = self._settings(f"attack '{member}'", card, found.settings)
+            members.append(AttackMember(member, found.method, card, settings))
+        return AttackChoice(name, entry, tuple(members))
+
+    def diagnostic(self, name: str) -> tuple[DiagnosticEntry, MethodCard, dict[str, Any]]:
+        """A diagnostic's entry, card and complete settings."""
+        entry = self._get("diagnostics", name, "diagnostic")
+        card = self._card("diagnostic", entry.method)
+        return entry, card, self._settings(f"diagnostic '{name}'", card, entry.settings)
+
+    def members(self, name: str) -> list[str]:
+        """The single models behind a model's name: an ensemble's members, else the model itself."""
+        choice = self.model(name)
+        if choice.entry.architecture != "ensemble":
+            return [choice.name]
+        found = []
+        for member in choice.entry.recipe["members"]:
+            single = self.model(member)
+            if single.entry.architecture == "ensemble":
+                raise LookupError(
+                    f"ensemble '{name}': its member '{member}' is an ensemble; name the models themselves"
+                )
+            found.append(single.name)
+        if len(set(found)) != len(found):
+            raise LookupError(f"ensemble '{name}': a model stands twice among its members {found}")
+        return found
 
     def score(self, name: str) -> tuple[ScoreEntry, MethodCard, dict[str, Any]]:
         """A score's entry, card and complete settings."""
@@ -372,6 +545,8 @@ class Catalogue:
             rest, rounds = match["rest"], int(match["rounds"])
             if rounds < 2:
                 raise LookupError(f"defense '{name}': '-x<rounds>' starts at 2; write '{rest}'")
+        if THEN in rest and rest not in self.sections["defenses"]:
+            return self._composition(name, rest.split(THEN), rounds)
         family, value = rest, None
         if rest not in self.sections["defenses"]:
             match = STRENGTH.match(rest)
@@ -395,6 +570,29 @@ class Catalogue:
             settings[entry.argument] = value if entry.scale == 1.0 else round(value * entry.scale, 9)
         card = self._card("defense", entry.method)
         return DefenseChoice(name, family, rounds, entry, card, self._settings(f"defense '{name}'", card, settings))
+
+    def _composition(self, name: str, parts: list[str], rounds: int) -> DefenseChoice:
+        """``jpeg-50-then-median-3``: one defense after the other; ``-x<rounds>`` at the end repeats the whole."""
+        stages = tuple(self.defense(part) for part in parts)
+        for part, stage in zip(parts, stages, strict=True):
+            if stage.rounds > 1:
+                raise LookupError(f"defense '{name}': rounds stand at the end and repeat the whole, not '{part}' alone")
+            if stage.is_random:
+                raise LookupError(f"defense '{name}': the random '{part}' cannot be part of a composition")
+        libraries = sorted({lib for s in stages for lib in s.card.constants.get("libraries", ())})
+        card = MethodCard(
+            kind="defense", name="chain", path=FOLDER, class_name="Chain", docstring="", settings={}, types={},
+            required=(), constants={"libraries": tuple(libraries), "algorithm_version": 1},
+        )  # fmt: skip
+        settings = {
+            "stages": [
+                {"method": s.card.name, "settings": s.settings, "algorithm_version": s.card.algorithm_version}
+                for s in stages
+            ]
+        }
+        cost = sum(s.entry.milliseconds_per_image for s in stages)
+        entry = DefenseEntry(method=stages[0].entry.method, milliseconds_per_image=cost)
+        return DefenseChoice(name, THEN.join(s.family for s in stages), rounds, entry, card, settings, stages)
 
     def images(self, name: str) -> SetChoice:
         """An image set by name."""
@@ -513,9 +711,11 @@ def problems_of(error: ValidationError, source: str) -> list[str]:
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     kinds: dict[str, type[BaseModel]] = {
         "threats": Threat, "attacks": AttackEntry, "defenses": DefenseEntry, "scores": ScoreEntry,
-        "models": ModelEntry, "images": ImagesEntry,
+        "models": ModelEntry, "images": ImagesEntry, "diagnostics": DiagnosticEntry,
     }  # fmt: skip
     pieces = [p for p in location if isinstance(p, str)]
+    if pieces[:1] == ["diagnostics"]:
+        return list(DiagnosticBlock.model_fields)
     if "blocks" in pieces:
         return list(Block.model_fields)
     if "catalogue" in pieces or any(p in kinds for p in pieces[:-1]):

@@ -20,7 +20,8 @@ import numpy as np
 from windtunnel.attacks.base import Attack, Loss, Rows, Tensor
 from windtunnel.attacks.losses import margin as margin_of
 from windtunnel.backend import torch
-from windtunnel.defenses.base import BackwardRule, Defense, repeat
+from windtunnel.defenses.base import BackwardRule, Defense, Draw, RandomDefense, apply_draws, repeat
+from windtunnel.defenses.rules import control_rules
 
 Mode = Literal["search", "full"]
 Progress = Callable[[int, int, float], None]
@@ -30,6 +31,9 @@ Progress = Callable[[int, int, float], None]
 BOUND_TOLERANCE = 1e-6
 # New samples enter when at least this share of the batch is free: one row at a time would cost more than it fills.
 REFILL_SHARE = 0.125
+# A random defense: the image that is handed on is chosen on so many draws, and judged on so many fresh ones elsewhere.
+CHOOSING_DRAWS = 10
+JUDGING_DRAWS = 20
 # The progress callback is told of every further twentieth of the samples.
 PROGRESS_SHARE = 0.05
 
@@ -162,66 +166,152 @@ class Pipeline:
         self.model = model
         self.defense = defense
         self.rounds = rounds
+        self.members: tuple[torch.nn.Module, ...] = tuple(getattr(model, "members", (model,)))
         self.rule: BackwardRule | None = None
+        self._drawn_rule: str | None = None
         if callable(rule):
             self.rule = rule
         elif defense is not None and rule != "identity":
-            rules = defense.backward_rules(rounds)
-            if rule not in rules:
-                raise ValueError(f"unknown backward rule '{rule}'; this defense has: {', '.join(sorted(rules))}")
-            self.rule = rules[rule]
+            own = dict.fromkeys(defense.rules) if isinstance(defense, RandomDefense) else defense.backward_rules(rounds)
+            known: dict[str, Any] = control_rules() | own
+            if rule not in known:
+                raise ValueError(f"unknown backward rule '{rule}'; this defense has: {', '.join(sorted(known))}")
+            self.rule = known[rule]
+            if rule in own and isinstance(defense, RandomDefense):
+                self._drawn_rule = rule
 
-    def purified(self, x: Tensor) -> Tensor:
+    @property
+    def is_random(self) -> bool:
+        """Whether two questions about one image may be answered differently."""
+        return isinstance(self.defense, RandomDefense)
+
+    def draw(self, generators: Sequence[np.random.Generator], shape: tuple[int, ...]) -> list[Draw] | None:
+        """The dice of every round for rows of [C, H, W] ``shape``; None for a defense without dice."""
+        if not isinstance(self.defense, RandomDefense):
+            return None
+        return [self.defense.draw(generators, shape) for _ in range(self.rounds)]
+
+    def purified(self, x: Tensor, draws: list[Draw] | None = None) -> Tensor:
         """[B, C, H, W]: the real defense's answer, without a graph."""
         if self.defense is None:
             return x
         images = np.array(x.detach().to("cpu", torch.float32).numpy())  # a copy: a defense may write into its input
-        cleaned = np.ascontiguousarray(repeat(self.defense, images, self.rounds).images, dtype=np.float32)
+        if isinstance(self.defense, RandomDefense):
+            if draws is None:
+                raise TypeError(f"{type(self.defense).__name__} is random: draw its dice first")
+            found = apply_draws(self.defense, images, draws).images
+        else:
+            found = repeat(self.defense, images, self.rounds).images
+        cleaned = np.ascontiguousarray(found, dtype=np.float32)
         if cleaned.shape != images.shape:
             raise ValueError(f"the defense changed the shape from {images.shape} to {cleaned.shape}")
         return torch.from_numpy(cleaned).to(device=x.device, dtype=x.dtype)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """[B, K] of the real pipeline, without a graph."""
+    def logits(self, x: Tensor, member: int | None = None, draws: list[Draw] | None = None) -> Tensor:
+        """[B, K] of the real pipeline (or of one member behind the real defense), without a graph."""
         with torch.no_grad():
-            return self.model(self.purified(x))
+            return self._answering(member)(self.purified(x, draws))
 
-    def differentiable(self, x: Tensor) -> Tensor:
-        """[B, K] of the real pipeline, with the straight-through graph back to ``x``."""
+    def differentiable(self, x: Tensor, member: int | None = None, draws: list[Draw] | None = None) -> Tensor:
+        """[B, K] of the real pipeline (or of one member), with the straight-through graph back to ``x``."""
+        return self._answering(member)(self.seen(x, draws))
+
+    def seen(self, x: Tensor, draws: list[Draw] | None = None) -> Tensor:
+        """[B, C, H, W]: what the model sees of ``x``, with the straight-through graph back to it."""
         if self.defense is None:
-            return self.model(x)
-        stand_in = x if self.rule is None else self.rule(x)
-        return self.model(_ForwardReal.apply(stand_in, self.purified(x)))
+            return x
+        rule = self.rule
+        if self._drawn_rule is not None:
+            rule = self.defense.backward_rules_drawn(draws)[self._drawn_rule]  # type: ignore[union-attr, arg-type]
+        return _ForwardReal.apply(x if rule is None else rule(x), self.purified(x, draws))
+
+    def _answering(self, member: int | None) -> torch.nn.Module:
+        return self.model if member is None else self.members[member]
 
 
 # -------------------------------------------------------------------------------------------------------------- judging
 
 
 class _Judge:
-    """``attacks.base.Query`` for the rows of one batch; whatever is asked is written into ``book``, row by row."""
+    """``attacks.base.Query`` for the rows of one batch; whatever is asked is written into ``book``, row by row.
 
-    def __init__(self, pipeline: Pipeline, y: Tensor, book: Rows, n_classes: int) -> None:
+    ``nearest`` is (x0 [B, C, H, W], eps [B] float64, norm) for an attack that looks for the nearest adversarial image;
+    with ``stored`` only an image that fools as it will be stored (8 bits) counts there.
+    A random defense answers with the mean over ``eot`` draws from ``dice``, in logits, loss and gradient alike.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        y: Tensor,
+        book: Rows,
+        n_classes: int,
+        nearest: tuple[Tensor, Tensor, str] | None = None,
+        stored: bool = False,
+        dice: RowRandom | None = None,
+        eot: int = 1,
+    ) -> None:
+        self.dice = dice
+        self.eot = eot if pipeline.is_random else 1
         self.pipeline = pipeline
         self.y = y
         self.book = book
         self.n_classes = n_classes
+        self.n_members = len(pipeline.members)
+        self.nearest = nearest
+        self.stored = stored
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor, *, member: int | None = None) -> Tensor:
         self._check(x)
-        logits = self.pipeline.logits(x)
-        self._record(x, logits)
+        logits = _mean([self.pipeline.logits(x, member, draws) for draws in self._draws(x)])
+        if member is None:
+            self._record(x, logits)
+        self.book["forward"] = self.book["forward"] + self._share(member)
         return logits
 
-    def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, x: Tensor, loss: Loss, *, member: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         self._check(x)
+        found = [self._differentiate(x, loss, member, draws) for draws in self._draws(x)]
+        logits, values, gradient = (_mean(parts) for parts in zip(*found, strict=True))
+        wrong = judged(logits, self.y)[1] if member is not None else self._record(x, logits)
+        self.book["forward"] = self.book["forward"] + self._share(member)
+        self.book["backward"] = self.book["backward"] + self._share(member)
+        return logits, values, self._examine(gradient, wrong)
+
+    def _differentiate(
+        self, x: Tensor, loss: Loss, member: int | None, draws: list[Draw] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         leaf = x.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self.pipeline.differentiable(leaf)
+            logits = self.pipeline.differentiable(leaf, member, draws)
             values = loss(logits, self.y)
             (gradient,) = torch.autograd.grad(values.sum(), leaf)
-        logits, values = logits.detach(), values.detach()
-        wrong = self._record(x, logits)
-        return logits, values, self._examine(gradient, wrong)
+        return logits.detach(), values.detach(), gradient
+
+    def defense_error(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self._check(x)
+        if self.pipeline.defense is None:
+            raise ValueError("there is no defense whose error could be raised: attack through one")
+        found = []
+        for draws in self._draws(x):
+            leaf = x.detach().requires_grad_()
+            with torch.enable_grad():
+                error = (self.pipeline.seen(leaf, draws) - leaf).square().flatten(1).mean(1)
+                (gradient,) = torch.autograd.grad(error.sum(), leaf)
+            found.append((error.detach(), gradient))
+        error, gradient = (_mean(parts) for parts in zip(*found, strict=True))
+        self.book["forward"] = self.book["forward"] + self.eot
+        self.book["backward"] = self.book["backward"] + self.eot
+        return error, self._examine(gradient, torch.zeros_like(self.y, dtype=torch.bool))
+
+    def _draws(self, x: Tensor) -> list[list[Draw] | None]:
+        if not self.pipeline.is_random or self.dice is None:
+            return [None]
+        return [self.pipeline.draw(self.dice.streams, tuple(x.shape[1:])) for _ in range(self.eot)]
+
+    def _share(self, member: int | None) -> int:
+        """What a question costs, in passes through one model."""
+        return (self.n_members if member is None else 1) * self.eot
 
     def module(self) -> torch.nn.Module:
         return _Facade(self)
@@ -236,24 +326,52 @@ class _Judge:
             )
 
     def _record(self, x: Tensor, logits: Tensor) -> Tensor:
-        """Judge candidates: wrong beats right, then the larger margin. Returns which rows are wrong."""
+        """Judge candidates: wrong beats right, then the larger margin (or the smaller distance). Returns who is wrong.
+
+        Where the nearest is looked for, a wrong image outside the ball counts for nothing.
+        """
         book = self.book
         margin, wrong, nan = judged(logits, self.y)
-        better = (wrong & ~book["wrong"]) | ((wrong == book["wrong"]) & (margin > book["margin"]))
+        if self.nearest is None:
+            rank = margin
+        else:
+            x0, eps, norm = self.nearest
+            inside = distances(x, x0, norm) <= eps + BOUND_TOLERANCE
+            wrong = wrong & inside
+            if self.stored and bool(wrong.any()):
+                x, margin, wrong = self._as_stored(x, margin, wrong)
+            distance = distances(x, x0, norm)
+            # a right answer keeps its (negative) margin; a wrong one ranks by nearness, whatever its margin
+            rank = torch.where(wrong, -distance.to(margin.dtype), torch.where(inside, margin, -torch.inf))
+        better = (wrong & ~book["wrong"]) | ((wrong == book["wrong"]) & (rank > book["rank"]))
         if bool(better.any()):
             book["best"] = torch.where(better.view(-1, 1, 1, 1), x.detach(), book["best"])
+            book["rank"] = torch.where(better, rank, book["rank"])
             book["margin"] = torch.where(better, margin, book["margin"])
         book["first"] = torch.where(wrong & ~book["wrong"], book["asked"], book["first"])
         book["wrong"] = book["wrong"] | wrong
         book["nan"] = book["nan"] | nan
         book["asked"] = book["asked"] + 1
-        book["forward"] = book["forward"] + 1
         return wrong
 
+    def _as_stored(self, x: Tensor, margin: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(images, margins, which are still wrong) after rounding the wrong ones to 8 bits inside their balls."""
+        x0, eps, _ = self.nearest  # type: ignore[misc]
+        rows = torch.nonzero(wrong)[:, 0]
+        levels = store_linf(x[rows].cpu().numpy(), x0[rows].cpu().numpy(), float(eps[0]))
+        stored = torch.from_numpy(as_stored(levels)).to(x)
+        again, still, _ = judged(self.pipeline.logits(stored), self.y[rows])
+        self.book["forward"] = self.book["forward"] + self.n_members * wrong
+        return (
+            x.detach().index_copy(0, rows, stored),
+            margin.index_copy(0, rows, again),
+            wrong.index_copy(0, rows, still),
+        )
+
     def _examine(self, gradient: Tensor, wrong: Tensor) -> Tensor:
-        """Count a backward; note rows without a direction (exactly zero) and with NaN or infinity (set to 0)."""
+        """Note rows without a direction (exactly zero) and with NaN or infinity (set to 0)."""
         book = self.book
-        book["backward"] = book["backward"] + 1
+        book["gradients"] = book["gradients"] + 1
         # One pass finds the rows worth a look: a zero row sums to 0, one with NaN or infinity to nothing finite.
         total = gradient.flatten(1).sum(1)
         suspect = (total == 0) | ~torch.isfinite(total)
@@ -286,6 +404,8 @@ class _Facade(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         judge: _Judge = self._judge  # type: ignore[assignment]
+        if judge.pipeline.is_random:
+            raise ValueError("foreign attacks cannot go through a random defense: its dice belong to the samples")
         self._count("forward", len(x))
         if not (torch.is_grad_enabled() and x.requires_grad):
             return judge.pipeline.logits(x)
@@ -296,7 +416,18 @@ class _Facade(torch.nn.Module):
 
     def _count(self, key: str, rows: int) -> None:
         book = self._judge.book  # type: ignore[union-attr]
-        book[key] = book[key] + rows / len(book[key])
+        book[key] = book[key] + self._judge.n_members * rows / len(book[key])  # type: ignore[union-attr]
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    """The mean of equal shapes; a single part is itself, bit for bit."""
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).mean(0)
+
+
+def distances(x: Tensor, x0: Tensor, norm: str) -> Tensor:
+    """[B] float64: the distance of each image from its clean one."""
+    flat = (x.double() - x0.double()).flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.square().sum(1).sqrt()
 
 
 def judged(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -361,6 +492,8 @@ def run_attack(
     defense: Defense | None = None,
     rounds: int = 1,
     rule: str | BackwardRule = "identity",
+    eot: int = 1,
+    to_be_stored: bool = False,
     batch_size: int = 128,
     progress: Progress | None = None,
 ) -> AttackResult:
@@ -371,18 +504,89 @@ def run_attack(
     sample takes all steps. The success flags of both are the same. ``eps`` 0 is the identity. ``progress(done, total,
     robust)`` is called about twenty times, with the share of robust samples among those done.
 
+    A random defense: every answer is the mean over ``eot`` draws, and of the clean, best and last images the one that
+    is right on the fewest of ten paired draws becomes ``best``; ``success`` is then "right on fewer than half". The
+    number to report comes from fresh draws elsewhere. For a defense without dice ``eot`` means nothing.
+
+    ``to_be_stored``: the images go through ``store_linf``. An attack for the nearest image then counts only what still
+    fools when rounded to 8 bits: just over the boundary, rounding would take many successes back. It keeps the rounded
+    image; clean images must be on the 8-bit grid.
+
     The model must be frozen (eval mode, no parameter gradients), before and after; inputs are not written to; the
     global random state is neither read nor changed.
     """
     images, labels = _checked_inputs(images, labels, sample_ids, eps)
-    _check_attack(attack, norm, mode, defense, batch_size)
+    _check_attack(attack, norm, mode, defense, batch_size, eot)
     check_guarded(model)
     pipeline = Pipeline(model, defense=defense, rounds=rounds, rule=rule)
     with torch.inference_mode(False), torch.no_grad():
-        run = _Run(pipeline, attack, images, labels, sample_ids, eps, norm, seed, mode, batch_size, progress)
+        run = _Run(
+            pipeline, attack, images, labels, sample_ids, eps, norm, seed, mode, eot, to_be_stored, batch_size, progress
+        )
         result = run.result()
     check_guarded(model)
     return result
+
+
+def run_battery(
+    model: torch.nn.Module,
+    members: Sequence[tuple[str, Attack]],
+    images: np.ndarray,
+    labels: np.ndarray,
+    sample_ids: Sequence[Any],
+    *,
+    mode: Mode = "search",
+    **settings: Any,
+) -> tuple[AttackResult, list[str | None]]:
+    """Several attacks in order, as one: (the merged result, for every sample the member that broke it).
+
+    ``members`` are (name, attack) pairs; ``settings`` are those of ``run_attack``, the same for all. In mode
+    ``search`` each member sees only what the ones before it left standing (so the order decides the cost, not the
+    outcome); in mode ``full`` every member takes every sample to its end and the fooling image with the largest
+    margin is kept. ``first_success`` counts within the member that broke the sample; the passes are what all members
+    spent on it. A member gives what it would give alone: all start from the same seed.
+    """
+    if not members:
+        raise ValueError("a battery needs at least one member")
+    total: AttackResult | None = None
+    broken_by: list[str | None] = [None] * len(images)
+    waiting = np.arange(len(images))
+    progress = settings.pop("progress", None)
+    for name, attack in members:
+        told = progress and (lambda done, n, robust, name=name: progress(done, n, robust))
+        part = run_attack(
+            model, attack, images[waiting], np.asarray(labels)[waiting], [sample_ids[i] for i in waiting],
+            mode=mode, progress=told, **settings,
+        )  # fmt: skip
+        for i in waiting[part.success & part.clean_correct]:
+            broken_by[i] = broken_by[i] or name
+        total = part if total is None else _merged(total, part, waiting)
+        if mode == "search":
+            waiting = np.flatnonzero(total.clean_correct & ~total.success)
+            if not len(waiting):
+                break
+    assert total is not None
+    return total, broken_by
+
+
+def _merged(total: AttackResult, part: AttackResult, rows: np.ndarray) -> AttackResult:
+    """``part``, the result of some rows, taken into the total: the better image of each, the sum of what was spent."""
+    old = total[rows]
+    better = (part.success & ~old.success) | ((part.success == old.success) & (part.best_margin > old.best_margin))
+    new: dict[str, Any] = {field.name: getattr(total, field.name).copy() for field in fields(total)}
+    taken = rows[better]
+    for name in ("best", "last", "best_margin"):
+        new[name][taken] = getattr(part, name)[better]
+    first = rows[part.success & ~old.success]
+    new["first_success"][first] = part.first_success[part.success & ~old.success]
+    for name in ("success", "zero_gradient", "nan_gradient", "nan", "bound_violation"):
+        new[name][rows] = getattr(old, name) | getattr(part, name)
+    for name in ("n_forward", "n_backward"):
+        new[name][rows] = getattr(old, name) + getattr(part, name)
+    share = [np.ma.filled(r.zero_gradient_share, 0.0) * r.n_backward for r in (old, part)]
+    spent = new["n_backward"][rows]
+    new["zero_gradient_share"][rows] = np.ma.MaskedArray(sum(share) / np.maximum(spent, 1), mask=spent == 0)
+    return AttackResult(**new)
 
 
 class _Run:
@@ -399,13 +603,15 @@ class _Run:
         norm: str,
         seed: int,
         mode: Mode,
+        eot: int,
+        to_be_stored: bool,
         batch_size: int,
         progress: Progress | None,
     ) -> None:
         self.pipeline, self.attack = pipeline, attack
         self.images, self.labels, self.sample_ids = images, labels, sample_ids
         self.eps, self.norm, self.seed, self.mode = float(eps), norm, seed, mode
-        self.batch_size, self.progress = batch_size, progress
+        self.eot, self.batch_size, self.progress = eot, batch_size, progress
         self.device = device_of(pipeline.model)
         self.n_classes = 0
         n = len(images)
@@ -415,10 +621,12 @@ class _Run:
             "wrong": np.zeros(n, dtype=bool),
             "nan": np.zeros(n, dtype=bool),
             "margin": np.full(n, -np.inf, dtype=np.float32),
+            "rank": np.full(n, -np.inf, dtype=np.float32),
             "first": np.full(n, -1, dtype=np.int64),
             "asked": np.zeros(n, dtype=np.int64),
             "forward": np.zeros(n, dtype=np.float64),
             "backward": np.zeros(n, dtype=np.float64),
+            "gradients": np.zeros(n, dtype=np.int64),
             "zeros": np.zeros(n, dtype=np.int64),
             "zero": np.zeros(n, dtype=bool),
             "nan_gradient": np.zeros(n, dtype=bool),
@@ -431,6 +639,9 @@ class _Run:
         self.rows: Rows = {}
         self.book: Rows = {}
         self.random = RowRandom([], self.device)
+        self.dice = RowRandom([], self.device)
+        # Nearest images sit just over the boundary, where rounding to 8 bits would take many successes back.
+        self.stored = to_be_stored and attack.minimal_norm and norm == "linf" and not pipeline.is_random
 
     def result(self) -> AttackResult:
         self._judge_clean()
@@ -450,10 +661,44 @@ class _Run:
                 if self.attack.max_steps == 0:
                     continue
             if len(self.index):
-                new = self.attack.step(self.rows, self.norm, self.random, self._judge())
+                new = self.attack.step(
+                    self.rows, self.norm, self.random, self._judge_of(self.rows, self.book, self.dice)
+                )
                 self.rows = self.rows | new | {"t": self.rows["t"] + 1}
                 self._leave_fooled()
+        if self.pipeline.is_random:
+            self._choose()
         return self._assemble()
+
+    def _choose(self) -> None:
+        """A random defense: of the clean, best and last images the one that is right on the fewest paired draws."""
+        for start in range(0, len(self.images), self.batch_size):
+            part = np.arange(start, min(start + self.batch_size, len(self.images)))
+            y = self._tensor(self.labels[part])
+            candidates = (self.images[part], self.record["best"][part], self.record["last"][part])
+            found = [self._tried(part, images, y) for images in candidates]
+            right = torch.stack([share for share, _ in found])
+            margin = torch.stack([mean for _, mean in found])
+            # fewest right draws first; among equals the larger mean margin, then the earlier candidate
+            chosen = torch.where(right == right.amin(0), margin, -torch.inf).argmax(0)
+            for place, images in enumerate(candidates):
+                rows = (chosen == place).cpu().numpy()
+                self.record["best"][part[rows]] = images[rows]
+            self.record["wrong"][part] = (right.gather(0, chosen[None])[0] < 0.5).cpu().numpy()
+            self.record["margin"][part] = margin.gather(0, chosen[None])[0].float().cpu().numpy()
+            self.record["forward"][part] += len(found) * CHOOSING_DRAWS * len(self.pipeline.members)
+            self.clean_correct[part] = (right[0] >= 0.5).cpu().numpy()
+
+    def _tried(self, part: np.ndarray, images: np.ndarray, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(share of draws that are right [B], mean margin [B]) on dice that are the same for every candidate."""
+        x, dice = self._tensor(images), self._keyed(part, "choose")
+        right, margins = [], []
+        for _ in range(CHOOSING_DRAWS):
+            logits = self.pipeline.logits(x, None, self.pipeline.draw(dice.streams, tuple(x.shape[1:])))
+            margin, wrong, _ = judged(logits, y)
+            right.append(~wrong)
+            margins.append(margin.double())
+        return torch.stack(right).double().mean(0), torch.stack(margins).mean(0)
 
     def _judge_clean(self) -> None:
         for start in range(0, len(self.images), self.batch_size):
@@ -461,7 +706,7 @@ class _Run:
             self.index = part
             self.book = self._book(part)
             y = self._tensor(self.labels[part])
-            logits = self.pipeline.logits(self.book["best"])
+            logits = self._clean_logits(part)
             if logits.dim() != 2 or len(logits) != len(part):
                 raise ValueError(
                     f"the model answered {tuple(logits.shape)} to {len(part)} images: [N, K] logits wanted"
@@ -469,10 +714,24 @@ class _Run:
             self.n_classes = logits.shape[1]
             if int(y.max()) >= self.n_classes:
                 raise ValueError(f"label {int(y.max())} is out of range: the model has {self.n_classes} classes")
-            _Judge(self.pipeline, y, self.book, self.n_classes)._record(self.book["best"], logits)
+            eps = torch.full((len(part),), self.eps, dtype=torch.float64, device=self.device)
+            judge = self._judge(y, self.book, self.book["best"], eps)
+            judge._record(self.book["best"], logits)
+            self.book["forward"] = self.book["forward"] + judge.n_members * judge.eot
             self._write(part, self.book)
         self.index, self.book = self.index[:0], {}
         self.clean_correct = ~self.record["wrong"]
+
+    def _clean_logits(self, part: np.ndarray) -> Tensor:
+        x, dice = self.book["best"], self._keyed(part, "clean")
+        shape = tuple(x.shape[1:])
+        rolls = [self.pipeline.draw(dice.streams, shape) for _ in range(self.eot if self.pipeline.is_random else 1)]
+        return _mean([self.pipeline.logits(x, None, draws) for draws in rolls])
+
+    def _keyed(self, part: np.ndarray, purpose: str) -> RowRandom:
+        """Dice of some samples for one purpose: other streams than those of the attack itself."""
+        ids = [f"{self.sample_ids[i]}\0{purpose}" for i in part]
+        return RowRandom.keyed(self.seed, ids if self.pipeline.is_random else [], self.device)
 
     def _book(self, part: np.ndarray) -> Rows:
         return {name: self._tensor(values[part]) for name, values in self.record.items() if name != "last"}
@@ -480,8 +739,12 @@ class _Run:
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
-    def _judge(self) -> _Judge:
-        return _Judge(self.pipeline, self.rows["y"], self.book, self.n_classes)
+    def _judge(self, y: Tensor, book: Rows, x0: Tensor, eps: Tensor, dice: RowRandom | None = None) -> _Judge:
+        nearest = (x0, eps, self.norm) if self.attack.minimal_norm else None
+        return _Judge(self.pipeline, y, book, self.n_classes, nearest, self.stored, dice, self.eot)
+
+    def _judge_of(self, rows: Rows, book: Rows, dice: RowRandom) -> _Judge:
+        return self._judge(rows["y"], book, rows["x0"], rows["eps"], dice)
 
     def _enter(self, part: np.ndarray) -> None:
         """New samples join the batch, at age 0."""
@@ -489,14 +752,15 @@ class _Run:
         eps = torch.full((len(part),), self.eps, dtype=torch.float64, device=self.device)
         book = self._book(part)
         random = RowRandom.keyed(self.seed, [self.sample_ids[i] for i in part], self.device)
-        judge = _Judge(self.pipeline, y, book, self.n_classes)
+        dice = self._keyed(part, "dice")
+        judge = self._judge(y, book, x0, eps, dice)
         rows = dict(self.attack.init(x0, y, eps, self.norm, random, judge))
         rows |= {"x0": x0, "y": y, "eps": eps, "t": torch.zeros_like(y)}
         if len(self.index):
             rows = {name: torch.cat([self.rows[name], rows[name]]) for name in rows}
             book = {name: torch.cat([self.book[name], book[name]]) for name in book}
         self.index = np.concatenate([self.index, part])
-        self.rows, self.book, self.random = rows, book, self.random.join(random)
+        self.rows, self.book, self.random, self.dice = rows, book, self.random.join(random), self.dice.join(dice)
 
     def _leave_fooled(self) -> None:
         if self.mode == "search" and len(self.index):
@@ -512,10 +776,12 @@ class _Run:
         if not bool(ended.any()):
             return
         if bool(ended.all()):
-            self._judge().logits(self.rows["x"])
+            self._judge_of(self.rows, self.book, self.dice).logits(self.rows["x"])
         else:
             book = {name: values[ended] for name, values in self.book.items()}
-            _Judge(self.pipeline, self.rows["y"][ended], book, self.n_classes).logits(self.rows["x"][ended])
+            rows = {name: self.rows[name][ended] for name in ("x", "y", "x0", "eps")}
+            dice = self.dice.select(ended) if len(self.dice) else self.dice
+            self._judge_of(rows, book, dice).logits(rows["x"])
             self.book = {name: values.index_put((ended,), book[name]) for name, values in self.book.items()}
         last = self.rows["x"]
         if self.mode == "search":  # fooled by its very last image: that one is the answer
@@ -530,6 +796,7 @@ class _Run:
         self.rows = {name: values[stay] for name, values in self.rows.items()}
         self.book = {name: values[stay] for name, values in self.book.items()}
         self.random = self.random.select(stay)
+        self.dice = self.dice.select(stay) if len(self.dice) else self.dice
         self._finish(part)
 
     def _write(self, part: np.ndarray, values: Rows) -> None:
@@ -546,20 +813,20 @@ class _Run:
     def _assemble(self) -> AttackResult:
         r = self.record
         backward = r["backward"]
-        share = r["zeros"] / np.maximum(backward, 1)
+        share = r["zeros"] / np.maximum(r["gradients"], 1)
         outside = _outside(r["best"], self.images, self.eps, self.norm)
         outside |= _outside(r["last"], self.images, self.eps, self.norm)
         return AttackResult(
             best=r["best"],
             last=r["last"],
             success=r["wrong"],
-            first_success=np.ma.MaskedArray(r["first"].astype(np.int32), mask=~r["wrong"]),
+            first_success=np.ma.MaskedArray(r["first"].astype(np.int32), mask=~r["wrong"] | (r["first"] < 0)),
             clean_correct=self.clean_correct,
             best_margin=r["margin"],
             n_forward=np.ceil(r["forward"] - 1e-9).astype(np.int32),
             n_backward=np.ceil(backward - 1e-9).astype(np.int32),
             zero_gradient=r["zero"],
-            zero_gradient_share=np.ma.MaskedArray(share.astype(np.float32), mask=backward == 0),
+            zero_gradient_share=np.ma.MaskedArray(share.astype(np.float32), mask=r["gradients"] == 0),
             nan_gradient=r["nan_gradient"],
             nan=r["nan"],
             bound_violation=outside,
@@ -600,15 +867,15 @@ def _checked_inputs(
     return images, labels.astype(np.int64)
 
 
-def _check_attack(attack: Attack, norm: str, mode: str, defense: Defense | None, batch_size: int) -> None:
+def _check_attack(attack: Attack, norm: str, mode: str, defense: Defense | None, batch_size: int, eot: int) -> None:
     if norm not in attack.norms:
         raise ValueError(f"{type(attack).__name__} has the norms {', '.join(attack.norms)}, not '{norm}'")
     if mode not in ("search", "full"):
         raise ValueError(f"mode must be 'search' or 'full', not '{mode}'")
     if mode == "search" and defense is not None and defense.is_random:
         raise ValueError("a random defense is never searched: one lucky draw would count; use mode 'full'")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if batch_size < 1 or eot < 1:
+        raise ValueError(f"batch_size and eot must be at least 1, not {batch_size} and {eot}")
 
 
 # -------------------------------------------------------------------------------------------------- looking and storing
@@ -647,13 +914,18 @@ def store_linf(x_adv: np.ndarray, x0: np.ndarray, eps: float) -> np.ndarray:
     no such rounding (most rounded ones leave the ball): it is stored as float32.
     """
     clean = np.rint(x0.astype(np.float64) * 255)
-    if np.abs(x0.astype(np.float64) * 255 - clean).max(initial=0) > 1e-3:
+    if not _on_grid(x0):
         raise ValueError(
             "the clean images are not on the 8-bit grid: their adversarial versions cannot be stored in 8 bits"
         )
     reach = np.floor(eps * 255 + 1e-6)
     levels = np.where(np.isfinite(x_adv), np.rint(x_adv.astype(np.float64) * 255), clean)
     return np.clip(np.clip(levels, clean - reach, clean + reach), 0, 255).astype(np.uint8)
+
+
+def _on_grid(images: np.ndarray) -> bool:
+    levels = images.astype(np.float64) * 255
+    return bool(np.abs(levels - np.rint(levels)).max(initial=0) <= 1e-3)
 
 
 def as_stored(stored: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -18,12 +18,15 @@ from typing import Any
 from windtunnel import RESOURCES, __version__, images
 from windtunnel.catalogue import (
     BARE,
+    LEARNED,
     NONE,
     OOD_ROLES,
+    AttackMember,
     Block,
     Catalogue,
     ConfigError,
     DefenseChoice,
+    DiagnosticBlock,
     ModelChoice,
     RunConfig,
     SetChoice,
@@ -72,6 +75,18 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class DiagnosticKey:
+    """One measurement: which diagnostic, on which images, of which pipeline, at which budget."""
+
+    images: str
+    model: str
+    defense: str
+    rule: str
+    diagnostic: str
+    threat: str
+
+
+@dataclass(frozen=True)
 class Wanted:
     """A cell with what blocks ask of it beyond its identity."""
 
@@ -91,6 +106,7 @@ class Plan:
         self._wanted: dict[Cell, Wanted] = {}
         self._attack_n: dict[AttackKey, int | None] = {}
         self._attack_batch: dict[AttackKey, str] = {}
+        self._diagnostics: dict[DiagnosticKey, int | None] = {}
 
     @classmethod
     def of(cls, config: dict[str, Any], *, source: str = "config", base: Path | None = None) -> Plan:
@@ -123,7 +139,11 @@ class Plan:
             self._lookup(problems, f"scores[{i}]", self.catalogue.score, name)
         if len(set(self.run.scores)) != len(self.run.scores):
             problems.append(f"scores: duplicate name in {list(self.run.scores)}")
-        for section, kind in (("attacks", "attack"), ("defenses", "defense"), ("scores", "score")):
+        for name in self.run.catalogue.attacks:
+            self._lookup(problems, f"catalogue.attacks.{name}", self.catalogue.attack, name)
+        for name in self.run.catalogue.models:
+            self._lookup(problems, f"catalogue.models.{name}", self.catalogue.members, name)
+        for section, kind in (("defenses", "defense"), ("scores", "score"), ("diagnostics", "diagnostic")):
             for name, entry in getattr(self.run.catalogue, section).items():
                 self._lookup(problems, f"catalogue.{section}.{name}.method", self.catalogue._card, kind, entry.method)
         names = [b.name for b in self.run.blocks if b.name]
@@ -142,7 +162,60 @@ class Plan:
                     problems.append(
                         f"{here}: selects nothing; check attacks against threats and defenses against through"
                     )
+        for index, block in enumerate(self.run.diagnostics):
+            self._add_diagnostics(problems, f"diagnostics[{index}]" + (f" ({block.name})" if block.name else ""), block)
+        for (dataset, defense), _ in self.surrogates.items():
+            self._lookup(problems, f"the learned surrogate of '{defense}'", self.surrogate_set, dataset)
         return problems
+
+    def _add_diagnostics(self, problems: list[str], here: str, block: DiagnosticBlock) -> None:
+        catalogue, before = self.catalogue, len(problems)
+        for key, resolve in (
+            ("images", catalogue.images), ("models", catalogue.model), ("diagnostics", catalogue.diagnostic),
+            ("threats", catalogue.threat),
+        ):  # fmt: skip
+            for i, name in enumerate(getattr(block, key)):
+                self._lookup(problems, f"{here}.{key}[{i}]", resolve, name)
+        for i, name in enumerate(block.defenses):
+            choice = self._lookup(problems, f"{here}.defenses[{i}]", catalogue.defense, name) if name != NONE else None
+            for j, rule in enumerate(block.through if choice and block.through != "all" else ()):
+                if rule not in choice.allowed_rules:
+                    known = ", ".join(choice.allowed_rules)
+                    problems.append(f"{here}.through[{j}]: '{name}' has no backward rule '{rule}'. It has: {known}")
+        if len(problems) > before:
+            return
+        for i, name in enumerate(block.images):
+            if catalogue.images(name).role not in ("id", "shifted"):
+                problems.append(f"{here}.images[{i}]: '{name}' has no labels to measure against")
+        for i, name in enumerate(block.models):
+            if len(catalogue.members(name)) > 1:
+                problems.append(f"{here}.models[{i}]: '{name}' is an ensemble; name its members")
+        for i, name in enumerate(block.diagnostics):
+            norms = catalogue.diagnostic(name)[1].constants.get("norms", ("linf", "l2"))
+            for threat in block.threats:
+                if catalogue.threat(threat).norm not in norms:
+                    problems.append(
+                        f"{here}.diagnostics[{i}]: '{name}' is defined for {', '.join(norms)}, not '{threat}'"
+                    )
+        if len(problems) > before:
+            return
+        for images_name in block.images:
+            for model in block.models:
+                for defense in block.defenses:
+                    for rule in self._diagnostic_rules(block, defense):
+                        for diagnostic in block.diagnostics:
+                            for threat in block.threats:
+                                key = DiagnosticKey(
+                                    images_name, catalogue.model(model).name, defense, rule, diagnostic, threat
+                                )
+                                old = self._diagnostics.get(key, block.n)
+                                larger = None if old is None or block.n is None else max(old, block.n)
+                                self._diagnostics[key] = larger
+
+    def _diagnostic_rules(self, block: DiagnosticBlock, defense: str) -> tuple[str, ...]:
+        if defense == NONE:
+            return (NONE,)
+        return self.catalogue.defense(defense).rules if block.through == "all" else block.through
 
     @staticmethod
     def _lookup(problems: list[str], path: str, resolve: Any, *arguments: Any) -> Any:
@@ -169,17 +242,29 @@ class Plan:
             self._lookup(problems, f"{here}.defenses[{i}]", catalogue.defense, name) if name != NONE else None
             for i, name in enumerate(block.defenses)
         ]
+        for i, name in enumerate(block.models):
+            if len(self._lookup([], "", catalogue.members, name) or ()) > 1:
+                problems.append(
+                    f"{here}.models[{i}]: '{name}' is an ensemble, which is attacked but judges nothing: "
+                    f"name it under sources"
+                )
         attacking = [a for a in block.attacks if a != NONE]
         threats = [t for t in block.threats if t != NONE]
         for i, name in enumerate(block.attacks):
             if name != NONE:
                 found = self._lookup(problems, f"{here}.attacks[{i}]", catalogue.attack, name)
+                if found and found.needs_defense and not (block.through and NONE not in block.defenses):
+                    problems.append(
+                        f"{here}.attacks[{i}]: '{name}' attacks a defense, not a model: give defenses (without "
+                        f"none) and through"
+                    )
                 for j, threat in enumerate(block.threats):
                     budget = self._lookup([], "", catalogue.threat, threat) if threat != NONE else None
-                    norms = found[1].constants.get("norms", ("linf",)) if found else ()
+                    norms = found.norms if found else ()
+                    known_norms = ", ".join(norms) or "no norm"
                     if found and budget and budget.norm not in norms:
                         problems.append(
-                            f"{here}.threats[{j}]: attack '{name}' is defined for {', '.join(norms)}, not for the "
+                            f"{here}.threats[{j}]: attack '{name}' is defined for {known_norms}, not for the "
                             f"{budget.norm} threat '{threat}'; put it in a block of its own"
                         )
         for i, name in enumerate(block.threats):
@@ -240,11 +325,11 @@ class Plan:
         if block.through != "all":
             for i, rule in enumerate(block.through):
                 for defense in known:
-                    rules = (*defense.rules, "surrogate-n") if "surrogate-1" in defense.rules else defense.rules
+                    rules = defense.allowed_rules
                     if rule not in rules:
                         problems.append(
                             f"{here}.through[{i}]: defense '{defense.name}' has no backward rule '{rule}'"
-                            f"{did_you_mean(rule, rules)} It has: {', '.join(defense.rules)}; or write through: all"
+                            f"{did_you_mean(rule, rules)} It has: {', '.join(rules)}; or write through: all"
                         )
 
     def _check_search(self, problems: list[str], here: str, block: Block) -> None:
@@ -358,6 +443,7 @@ class Plan:
         if name == NONE:
             return {"defense": NONE}
         choice = self.catalogue.defense(name)
+        files = [self._user_file(c.entry.method) for c in choice.stages or (choice,) if c.entry.method.endswith(".py")]
         return {
             "defense": name,
             "method": choice.card.name,
@@ -365,27 +451,34 @@ class Plan:
             "rounds": choice.rounds,
             "algorithm_version": choice.card.algorithm_version,
             "libraries": {lib: installed(lib) for lib in choice.card.constants.get("libraries", ())},
-            **self._user_file(choice.entry.method),
+            **({"files": files} if files else {}),
         }
 
     def attack_settings(self, key: AttackKey) -> dict[str, Any]:
         """Everything that can move an attack's images, as JSON; the digests of its inputs come on top at run time."""
-        entry, card, settings = self.catalogue.attack(key.attack)
+        choice = self.catalogue.attack(key.attack)
         threat = self.catalogue.threat(key.threat)
         return {
             "images": self.images_settings(key.images, key.shift),
             "n": self._attack_n[key],
             "model": key.model,
             "attack": key.attack,
-            "method": card.name,
-            "settings": settings,
-            "algorithm_version": card.algorithm_version,
+            "members": [self._member_settings(m) for m in choice.members],
+            "eot": choice.entry.eot,
             "threat": {"norm": threat.norm, "eps": threat.budget},
             "seed": key.seed,
             "mode": key.mode,
             "through": key.rule,
             "seen": self.defense_settings(key.defense),
-            **self._user_file(entry.method),
+        }
+
+    def _member_settings(self, member: AttackMember) -> dict[str, Any]:
+        return {
+            "attack": member.name,
+            "method": member.card.name,
+            "settings": member.settings,
+            "algorithm_version": member.card.algorithm_version,
+            **self._user_file(member.method),
         }
 
     def images_settings(self, name: str, shift: str) -> dict[str, Any]:
@@ -456,9 +549,78 @@ class Plan:
 
     @cached_property
     def models(self) -> list[str]:
-        """Every model that some job needs, judging or attacked."""
-        found = {w.cell.model for w in self.cells} | {k.model for k in self._attack_n}
-        return sorted(found)
+        """Every single model that some job needs, judging, attacked or measured; of ensembles the members."""
+        named = {w.cell.model for w in self.cells} | {k.model for k in (*self._attack_n, *self._diagnostics)}
+        return sorted({member for name in named for member in self.catalogue.members(name)})
+
+    def weights_of(self, model: str) -> dict[str, list[str]]:
+        """Weights and cards of a model's members (of a single model: its own)."""
+        members = self.catalogue.members(model)
+        return {
+            "weights": [f"results/models/{m}/weights.safetensors" for m in members],
+            "cards": [f"results/models/{m}/card.json" for m in members],
+        }
+
+    @cached_property
+    def surrogates(self) -> dict[tuple[str, str], str]:
+        """(data set, defense) -> the folder of each learned surrogate that an attack or a measurement goes through."""
+        keys = (*self._attack_n, *self._diagnostics)
+        found = {(self.set_choice(k.images).dataset, k.defense) for k in keys if k.rule == LEARNED}
+        return {(d, name): f"results/surrogates/{d}/{name}" for d, name in sorted(found)}
+
+    def surrogate_of(self, images: str, defense: str) -> str:
+        """The folder of the learned surrogate of a defense for images of that data set."""
+        return self.surrogates[(self.set_choice(images).dataset, defense)]
+
+    def surrogate_set(self, dataset: str) -> str:
+        """The image set that a data set's surrogates are trained on."""
+        name = f"{dataset}.{self.run.fit_on}"
+        try:
+            self.catalogue.images(name)
+        except LookupError:
+            raise LookupError(
+                f"it is trained on '{name}', which the data set does not have; use another rule"
+            ) from None
+        return name
+
+    @cached_property
+    def diagnostic_jobs(self) -> dict[tuple[str, str], list[DiagnosticKey]]:
+        """(model, image set) -> measurements."""
+        found: dict[tuple[str, str], list[DiagnosticKey]] = {}
+        for key in self._diagnostics:
+            found.setdefault((key.model, key.images), []).append(key)
+        return found
+
+    def diagnostic_n(self, key: DiagnosticKey) -> int | None:
+        """How many samples a measurement is made on."""
+        return self._diagnostics[key]
+
+    def diagnostic_settings(self, key: DiagnosticKey) -> dict[str, Any]:
+        """Everything that can move a measurement, as JSON; the digests of its inputs come on top at run time."""
+        entry, card, settings = self.catalogue.diagnostic(key.diagnostic)
+        threat = self.catalogue.threat(key.threat)
+        return {
+            "images": self.images_settings(key.images, NONE),
+            "n": self._diagnostics[key],
+            "model": key.model,
+            "diagnostic": key.diagnostic,
+            "method": card.name,
+            "settings": settings,
+            "algorithm_version": card.algorithm_version,
+            "threat": {"norm": threat.norm, "eps": threat.budget},
+            "through": key.rule,
+            "seen": self.defense_settings(key.defense),
+            **self._user_file(entry.method),
+        }
+
+    def diagnostic_inputs(self, model: str, images: str) -> list[str]:
+        """Which image manifests and surrogates a measuring job reads."""
+        keys = self.diagnostic_jobs[(model, images)]
+        return [f"results/images/{self.set_choice(images).dataset}/manifest.json", *self._surrogate_cards(keys)]
+
+    def _surrogate_cards(self, keys: Iterable[AttackKey | DiagnosticKey]) -> list[str]:
+        folders = {self.surrogate_of(k.images, k.defense) for k in keys if k.rule == LEARNED}
+        return [f"{folder}/card.json" for folder in sorted(folders)]
 
     @cached_property
     def shipped_models(self) -> list[str]:
@@ -486,6 +648,9 @@ class Plan:
         found: dict[str, set[str]] = {}
         for wanted in self.cells:
             choice = self.set_choice(wanted.cell.images)
+            found.setdefault(choice.dataset, set()).add(choice.split)
+        for name in [k.images for k in self._diagnostics] + [self.surrogate_set(d) for d, _ in self.surrogates]:
+            choice = self.set_choice(name)
             found.setdefault(choice.dataset, set()).add(choice.split)
         for model in self.fitted_models:
             name = self.fit_set(model)
@@ -523,12 +688,16 @@ class Plan:
         sets = [self.set_choice(w.cell.images) for w in self.cells if w.cell.model == model]
         return next((s.dataset for s in sets if s.role == "id"), sets[0].dataset)
 
+    def _is_purified(self, cell: Cell) -> bool:
+        """Whether the cell's images are purified once for all models: clean ones, by a defense without dice."""
+        return cell.attack is None and cell.defense != NONE and not self.catalogue.defense(cell.defense).is_random
+
     @cached_property
     def purified(self) -> dict[tuple[str, str], list[tuple[str, str, str, int | None]]]:
         """(data set, defense family) -> the (image set, shift, defense, n) to purify once for all models."""
         found: dict[tuple[str, str], dict[tuple[str, str, str], int | None]] = {}
         for w in self.cells:
-            if w.cell.attack is None and w.cell.defense != NONE:
+            if self._is_purified(w.cell):
                 job = (self.set_choice(w.cell.images).dataset, self.catalogue.defense(w.cell.defense).family)
                 entry = found.setdefault(job, {})
                 key = (w.cell.images, w.cell.shift, w.cell.defense)
@@ -591,7 +760,7 @@ class Plan:
             images.add(self.set_choice(cell.images).dataset)
             if cell.shift != NONE:
                 shifted.add(cell.images)
-            if cell.attack is None and cell.defense != NONE:
+            if self._is_purified(cell):
                 purified.add((self.set_choice(cell.images).dataset, self.catalogue.defense(cell.defense).family))
             if cell.attack is not None:
                 attacked.add((cell.attack.model, cell.attack.images, self._attack_batch[cell.attack]))
@@ -619,7 +788,7 @@ class Plan:
         found = [f"results/images/{self.set_choice(images).dataset}/manifest.json"]
         if any(k.shift != NONE for k in keys):
             found.append(f"results/images/{images}/shifted.json")
-        return found
+        return found + self._surrogate_cards(keys)
 
     def batch_of(self, key: AttackKey) -> str:
         """The job batch in which an attack is made."""
@@ -647,6 +816,12 @@ class Plan:
         if rule == "purify_shared":
             wanted = self.purified[(w["dataset"], w["family"])]
             return {"parts": [[self.images_settings(i, s), self.defense_settings(d), n] for i, s, d, n in wanted]}
+        if rule == "surrogate_train":
+            trained_on = self.images_settings(self.surrogate_set(w["dataset"]), NONE)
+            return {"defense": self.defense_settings(w["defense"]), "images": trained_on}
+        if rule == "diagnose":
+            keys = self.diagnostic_jobs[(w["model"], w["set"])]
+            return {"parts": [self.diagnostic_settings(k) for k in keys], "batch_size": run.batch_size}
         if rule == "attack":
             keys = self.attack_jobs[(w["model"], w["set"], w["batch"])]
             return {"parts": [self.attack_settings(k) for k in keys], "batch_size": run.batch_size}
@@ -674,8 +849,11 @@ class Plan:
             "present_tables",
             "present_figures",
             "verdict",
+            "summarise_diagnostics",
         ):
-            return {"name": run.name, "cells": digest(self._cells_json(None)), "scores": list(run.scores)}
+            measured = digest([self.diagnostic_settings(k) for k in self._diagnostics])
+            cells = digest(self._cells_json(None))
+            return {"name": run.name, "cells": cells, "scores": list(run.scores), "diagnostics": measured}
         raise KeyError(rule)
 
     def score_settings(self, name: str) -> dict[str, Any]:
@@ -703,18 +881,21 @@ class Plan:
         size = 0.0
         for key in self._attack_n:
             n = self._count(key.images, self._attack_n[key])
-            entry = self.catalogue.model(key.model).entry
-            _, card, settings = self.catalogue.attack(key.attack)
-            steps = math.prod(int(settings[name]) for name in card.constants.get("bill", ()))
             defense = self.catalogue.defense(key.defense).entry if key.defense != NONE else None
             rounds = self.catalogue.defense(key.defense).rounds if key.defense != NONE else 0
-            evaluations = n * (steps + 1)
-            if card.constants.get("uses_gradient", True):
-                gradients += n * steps
-                seconds += n * steps * entry.milliseconds_per_gradient / 1e3
-            else:
-                queries += n * steps
-                seconds += n * steps * entry.milliseconds_per_forward / 1e3
+            evaluations = n
+            attack = self.catalogue.attack(key.attack)
+            singles = [self.catalogue.model(m).entry for m in self.catalogue.members(key.model)]
+            draws = attack.entry.eot if key.defense != NONE and self.catalogue.defense(key.defense).is_random else 1
+            for member in attack.members:
+                asked = n * member.queries * draws * int(member.constant("asks_per_step", 1))
+                evaluations += asked
+                if member.constant("uses_gradient", True):
+                    gradients += asked * len(singles)
+                    seconds += asked * sum(e.milliseconds_per_gradient for e in singles) / 1e3
+                else:
+                    queries += asked * len(singles)
+                    seconds += asked * sum(e.milliseconds_per_forward for e in singles) / 1e3
             if defense:
                 seconds += evaluations * rounds * defense.milliseconds_per_image / 1e3
             size += n * 3_500
@@ -727,16 +908,24 @@ class Plan:
                 choice = self.catalogue.defense(wanted.cell.defense)
                 seconds += n * choice.rounds * choice.entry.milliseconds_per_image / 1e3
             size += n * (700 if wanted.scores else 250)
+        for diagnostic, n_wanted in self._diagnostics.items():
+            n = self._count(diagnostic.images, n_wanted)
+            _, card, settings = self.catalogue.diagnostic(diagnostic.diagnostic)
+            asked = n * math.prod(int(settings[name]) for name in card.constants.get("bill", ()))
+            gradients += asked
+            seconds += asked * self.catalogue.model(diagnostic.model).entry.milliseconds_per_gradient / 1e3
         jobs = self.count_jobs()
+        torch_jobs = jobs["attack"] + jobs["observe"] + jobs["diagnose"] + jobs["surrogate_train"]
+        seconds += SECONDS_PER_SURROGATE * jobs["surrogate_train"]
         return {
             "cells": len(self.cells),
             "attacks": len(self._attack_n),
             "jobs": sum(jobs.values()),
-            "jobs_that_import_torch": jobs["attack"] + jobs["observe"],
+            "jobs_that_import_torch": torch_jobs,
             "gradient_evaluations": int(gradients),
             "black_box_queries": int(queries),
             "forward_passes": int(forwards),
-            "core_seconds": round(seconds + 3.5 * (jobs["attack"] + jobs["observe"]) + 1.0 * sum(jobs.values()), 1),
+            "core_seconds": round(seconds + 3.5 * torch_jobs + 1.0 * sum(jobs.values()), 1),
             "megabytes": round(size / 1e6, 1),
         }
 
@@ -763,10 +952,12 @@ class Plan:
             "images_shift": len(self.shifted_sets),
             "model_provide": len(self.models),
             "purify_shared": len(self.purified),
+            "surrogate_train": len(self.surrogates),
             "attack": len(self.attack_jobs),
+            "diagnose": len(self.diagnostic_jobs),
             "observe": len(self.observe_jobs),
             "score": len(self.score_jobs),
-            "summarise": len(self.groups) + 3,
+            "summarise": len(self.groups) + 4,
             "present": 4,
         }
 
@@ -775,7 +966,11 @@ class Plan:
         return size if n is None else min(n, size)
 
 
+SECONDS_PER_SURROGATE = 40.0
 JOB_VERSIONS = {
+    "surrogate_train": 1,
+    "diagnose": 1,
+    "summarise_diagnostics": 1,
     "images_build": 1,
     "images_shift": 1,
     "model_provide": 1,
@@ -787,8 +982,8 @@ JOB_VERSIONS = {
     "summarise_cells": 1,
     "summarise_metrics": 1,
     "summarise_costs": 1,
-    "present_tables": 1,
-    "present_figures": 1,
+    "present_tables": 2,
+    "present_figures": 2,
     "verdict": 1,
 }
 """Raised by hand when what a job writes changes for the same plan: its parts are then made again."""

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-KINDS = {"attack": "attacks", "defense": "defenses", "score": "scores"}
+KINDS = {"attack": "attacks", "defense": "defenses", "score": "scores", "diagnostic": "diagnostics"}
 BASE_MODULE = "base"
 
 

@@ -223,6 +223,7 @@ ATTACKED_FIELDS: list[tuple[str, pa.DataType]] = [
     ("best", pa.binary()),
     ("last", pa.binary()),
     ("success", _B),
+    ("broken_by", _S),
     ("first_success", _I32),
     ("n_forward", _I64),
     ("n_backward", _I64),
@@ -231,7 +232,8 @@ ATTACKED_FIELDS: list[tuple[str, pa.DataType]] = [
     ("nan", _B),
     ("bound_violation", _B),
 ]
-"""One row per attacked sample. ``best`` and ``last`` are raw pixels, CHW, uint8 (linf) or float32 (l2)."""
+"""One row per attacked sample. ``best`` and ``last`` are raw pixels, CHW, uint8 (linf) or float32 (l2); ``broken_by``
+is the attack (of a battery: the member) that fooled it."""
 
 DEFENDED_FIELDS: list[tuple[str, pa.DataType]] = [
     ("sample_id", _S),
@@ -347,6 +349,32 @@ METRIC_FIELDS: list[tuple[str, pa.DataType]] = [
     ("note", _S),
 ]
 
+MEASURED_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("sample_id", _S),
+    ("source_id", _S),
+    ("quantity", _S),
+    ("value", _F64),
+]
+"""One row per sample and quantity of one measurement; a value that is not defined for a sample is null."""
+
+DIAGNOSTIC_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("dataset", _S),
+    ("split", _S),
+    ("shift", _S),
+    ("severity", _I16),
+    ("model", _S),
+    ("model_seed", _I16),
+    ("defense", _S),
+    ("through", _S),
+    ("threat", _S),
+    ("norm", _S),
+    ("eps", _F64),
+    ("diagnostic", _S),
+    ("method", _S),
+    *MEASURED_FIELDS,
+]
+"""``diagnostics.parquet``: every measurement of the run with what it was made on."""
+
 COST_FIELDS: list[tuple[str, pa.DataType]] = [
     ("rule", _S),
     ("job", _S),
@@ -419,7 +447,7 @@ def _array(value: Any, kind: pa.DataType, n: int) -> pa.Array:
 
 
 def load(path: str | Path = "results", table: str = "samples", columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """A results table as a pandas frame: ``samples``, ``cells``, ``costs`` or ``metrics``.
+    """A results table as a pandas frame: ``samples``, ``cells``, ``metrics``, ``diagnostics`` or ``costs``.
 
     Refuses files of another schema version, and sample files whose columns differ, instead of guessing. Rows come in a
     fixed order (file name, then row).
@@ -441,7 +469,7 @@ def load(path: str | Path = "results", table: str = "samples", columns: Sequence
     file = folder / f"{table}.parquet"
     if not file.is_file():
         raise StoreError(
-            f"no table '{file}': known tables are samples, cells, costs and metrics; run 'snakemake' first"
+            f"no table '{file}': known tables are samples, cells, metrics, diagnostics and costs; run 'snakemake' first"
         )
     _check_version(file)
     return read_table(file, columns).to_pandas()

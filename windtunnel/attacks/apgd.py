@@ -7,10 +7,8 @@ from typing import ClassVar
 
 from windtunnel.attacks.base import Attack, Loss, Query, RowGenerators, Rows, Tensor
 from windtunnel.attacks.geometry import linf_bounds, per_row, project_l2, unit
-from windtunnel.attacks.losses import dlr_targeted, loss_named
+from windtunnel.attacks.losses import TARGETED_LOSSES, loss_named
 from windtunnel.backend import torch
-
-TARGETED = "dlr_targeted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +23,22 @@ class APGD(Attack):
     ``rho`` = .75 of the window's steps, or if neither s nor the best loss has changed since the last checkpoint. All
     defaults are the paper's.
 
-    ``loss``: ce, dlr, margin, or dlr_targeted towards the ``target``-th most likely wrong class of the clean image (1
-    = the runner-up). ``restarts`` runs follow each other. On saturated logits ce has an exactly zero gradient (rows
-    carry ``zero_gradient``); dlr is the paper's answer.
+    ``loss``: any name in ``windtunnel.attacks.losses``. The targeted ones (dlr_targeted, margin_targeted) go towards
+    wrong classes of the clean image, in order of likelihood: the ``target``-th alone (1 = the runner-up), or the first
+    ``targets``, one after the other (APGD-T; 9 in AutoAttack). Where there are fewer wrong classes, ``targets`` begins
+    again with the first. ``restarts`` runs follow each other for each target. On saturated logits ce has an exactly
+    zero gradient (rows carry ``zero_gradient``); dlr is the paper's answer.
 
     Deviations: the first window compares its first loss with that of the start, as the paper says, where the public
     code compares it with 0; random numbers belong to the sample, where the public code restarts one stream per batch.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
-    bill: ClassVar[tuple[str, ...]] = ("steps", "restarts")
+    bill: ClassVar[tuple[str, ...]] = ("steps", "restarts", "targets")
 
     loss: str = "ce"
     target: int | None = None
+    targets: int | None = None
     steps: int = 100
     restarts: int = 1
     rho: float = 0.75
@@ -49,16 +50,20 @@ class APGD(Attack):
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
             raise ValueError(f"steps and restarts must be at least 1: {self}")
-        if (self.loss == TARGETED) != (self.target is not None):
-            raise ValueError(f"'target' (1 = the runner-up) belongs to the loss {TARGETED}, and only to it")
-        if self.target is not None and self.target < 1:
-            raise ValueError(f"target is a rank, 1 or more, not {self.target}")
-        if self.loss != TARGETED:
+        targeted = self.loss in TARGETED_LOSSES
+        if (self.target is not None) + (self.targets is not None) != targeted:
+            raise ValueError(
+                f"a targeted loss ({', '.join(TARGETED_LOSSES)}) wants either 'target' (1 = the runner-up) or "
+                f"'targets' (how many), and no other loss does: {self}"
+            )
+        if any(number is not None and number < 1 for number in (self.target, self.targets)):
+            raise ValueError(f"target is a rank and targets a number, 1 or more: {self}")
+        if not targeted:
             loss_named(self.loss)
 
     @property
     def max_steps(self) -> int:
-        return self.restarts * (self.steps + 1)
+        return (self.targets or 1) * self.restarts * (self.steps + 1)
 
     def checkpoints(self) -> list[int]:
         """Window length at the step numbers (1 .. steps) that are checkpoints, 0 elsewhere; index 0 is the start."""
@@ -86,11 +91,12 @@ class APGD(Attack):
         rows |= {"rises": torch.zeros_like(y), "reduced": torch.ones_like(y, dtype=torch.bool)}
         if norm == "linf":
             rows["low"], rows["high"] = linf_bounds(x0, eps)
-        if self.target is not None:
-            if self.target >= query.n_classes:
+        if self.loss in TARGETED_LOSSES:
+            wrong_classes = query.n_classes - 1
+            if self.target is not None and self.target > wrong_classes:
                 raise ValueError(f"no wrong class of rank {self.target} among {query.n_classes} classes")
             others = query.logits(x0).scatter(1, y[:, None], float("-inf"))
-            rows["target"] = others.argsort(dim=1, descending=True, stable=True)[:, self.target - 1]
+            rows["ranked"] = others.argsort(dim=1, descending=True, stable=True)[:, :wrong_classes]
         return rows
 
     def step(self, rows: Rows, norm: str, generators: RowGenerators, query: Query) -> Rows:
@@ -142,9 +148,13 @@ class APGD(Attack):
         return project_l2(moved, rows["x0"], rows["eps"])
 
     def _loss(self, rows: Rows) -> Loss:
-        if self.target is None:
+        if self.loss not in TARGETED_LOSSES:
             return loss_named(self.loss)
-        return lambda logits, y: dlr_targeted(logits, y, rows["target"])
+        loss, ranked = TARGETED_LOSSES[self.loss], rows["ranked"]
+        run = rows["t"] // (self.steps + 1) // self.restarts
+        rank = run % ranked.shape[1] if self.target is None else torch.full_like(run, self.target - 1)
+        target = ranked.gather(1, rank[:, None])[:, 0]
+        return lambda logits, y: loss(logits, y, target)
 
 
 def _start(rows: Rows, norm: str, generators: RowGenerators) -> Tensor:

@@ -48,17 +48,24 @@ class Query(Protocol):
     """
 
     n_classes: int
+    n_members: int
+    """Models of the attacked ensemble; 1 for a single model. The pipeline's own answer is the mean of their logits."""
 
-    def logits(self, x: Tensor) -> Tensor:
-        """[B, K] without a gradient; one forward per row."""
+    def logits(self, x: Tensor, *, member: int | None = None) -> Tensor:
+        """[B, K] without a gradient; one forward per row. One ``member`` alone answers without being judged."""
 
-    def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, x: Tensor, loss: Loss, *, member: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(logits [B, K], loss [B], gradient of each row's own loss [B, C, H, W]); one forward and one backward per
         row.
 
         The labels are the query's own. ``loss(logits, y)`` is to be *increased* by the attack. The gradient is the
-        caller's to overwrite; non-finite entries come back as 0 and the row is recorded as having had them.
+        caller's to overwrite; non-finite entries come back as 0 and the row is recorded as having had them. With
+        ``member`` only that model of an ensemble is asked, which judges nothing: ask the whole pipeline for that.
         """
+
+    def defense_error(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean squared difference between the real defense's answer to x and x itself [B], its gradient [B, C, H, W]
+        through the backward rule); for attacks on a codec. One forward and one backward per row, without the model."""
 
     def module(self) -> torch.nn.Module:
         """The pipeline as a differentiable module, for foreign code. Its calls are counted but not judged, because
@@ -71,13 +78,16 @@ class Attack(ABC):
     Class constants (literals, read by the plan without importing torch): ``algorithm_version`` raised whenever results
     change; ``norms`` the norms it can be run under; ``uses_gradient`` False for black-box attacks and baselines;
     ``bill`` the settings whose product is the number of queries per sample (each a forward, and a backward where
-    ``uses_gradient``), for the estimate of a run's cost.
+    ``uses_gradient``), for the estimate of a run's cost; ``minimal_norm`` True for attacks that look for the
+    *nearest* adversarial image: they may ask about images outside the ball (these count for nothing), and among
+    fooling ones the nearest is kept instead of the one with the largest margin. Their ``rows["x"]`` stays inside.
     """
 
     algorithm_version: ClassVar[int] = 1
     norms: ClassVar[tuple[str, ...]] = ("linf",)
     uses_gradient: ClassVar[bool] = True
     bill: ClassVar[tuple[str, ...]] = ()
+    minimal_norm: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -17,6 +17,12 @@ import numpy as np
 import pandas as pd
 
 NONE = "none"
+BARE = "bare"
+CONTROL = "noise"
+"""The backward rule that hands back random signs: a control, whose cells no check takes for an informed attack."""
+HUGE_LINF = 64 / 255
+"""From this l-infinity budget on nothing survives honestly: such cells are probes, not results."""
+SAME = 1e-6
 OK: Literal["ok"] = "ok"
 FLAG: Literal["flag"] = "flag"
 ROUNDS = re.compile(r"^(?P<base>.+)-x(?P<rounds>[0-9]+)$")
@@ -59,6 +65,13 @@ COLUMNS = (
     *ARRAYS,
 )
 """Columns of the samples that checks and metrics need; ``nan_gradient`` is used where a table has it."""
+
+CONTRACT = "pipeline_contract"
+MEASUREMENT_KEYS = (
+    "model", "model_seed", "defense", "through", "dataset", "split", "shift", "severity", "norm", "eps", "diagnostic",
+    "quantity",
+)  # fmt: skip
+"""Columns of the diagnostics beside ``sample_id`` and ``value``: together the identity of one measurement."""
 
 Relation = Literal["clean", "bare", "unaware", "through", "crossed", "transfer"]
 
@@ -134,6 +147,31 @@ class Cell:
         return float(np.nanmax(spent)) if np.isfinite(spent).any() else float("nan")
 
     @property
+    def uses_gradient(self) -> bool | None:
+        """Whether the attack follows a gradient: as its method states (cell infos), else whether a backward pass was
+        counted; None where neither is known. A gradient attack that had nothing left to attack still is one.
+        """
+        told = self.info.get("uses_gradient")
+        if told is not None:
+            return bool(told)
+        return None if np.isnan(self.gradients) else self.gradients > 0
+
+    @property
+    def informed(self) -> bool:
+        """Whether the attack followed a gradient of the very pipeline that is judged (random signs are none)."""
+        return self.on_own_pipeline and self.uses_gradient is True and self.through != CONTROL
+
+    @property
+    def is_sign_noise(self) -> bool:
+        """Whether this is the noise baseline: by its method (cell infos), else by the attack's name."""
+        return str(self.info.get("attack_method") or self.attack).replace("-", "_") == "sign_noise"
+
+    @property
+    def is_huge(self) -> bool:
+        """Whether the budget is one at which nothing survives honestly (defined for linf alone)."""
+        return self.norm == "linf" and self.eps is not None and self.eps >= HUGE_LINF * (1 - SAME)
+
+    @property
     def images(self) -> tuple[Any, ...]:
         """The image set."""
         return (self.dataset, self.split, self.shift, self.severity)
@@ -150,10 +188,33 @@ class Cell:
 
 
 @dataclass(frozen=True, eq=False)
+class Measurement:
+    """One quantity of one diagnostic on one pipeline: ``values`` by sample id, float64, NaN = undefined."""
+
+    model: str
+    model_seed: int | None
+    defense: str
+    through: str
+    images: tuple[Any, ...]
+    norm: str | None
+    eps: float | None
+    diagnostic: str
+    quantity: str
+    values: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean over the samples for which the quantity is defined; NaN without any."""
+        known = self.values[~np.isnan(self.values)]
+        return float(known.mean()) if known.size else float("nan")
+
+
+@dataclass(frozen=True, eq=False)
 class Evidence:
-    """All cells that a check may compare, in the order of their ids."""
+    """All cells that a check may compare, in the order of their ids, and what diagnostics measured."""
 
     cells: tuple[Cell, ...]
+    measurements: tuple[Measurement, ...] = ()
 
     @cached_property
     def by_id(self) -> dict[str, Cell]:
@@ -167,6 +228,66 @@ class Evidence:
     def clean(self, cell: Cell, defense: str | None = None) -> Cell | None:
         """The clean cell of the same images and model, behind the same defense or the named one."""
         return self._clean.get((cell.model, cell.model_seed, cell.defense if defense is None else defense, cell.images))
+
+    def measurement(
+        self, cell: Cell, diagnostic: str, quantity: str, *, exact: bool = False, above: float = 0.0
+    ) -> Measurement | None:
+        """What a diagnostic found on the pipeline that the cell judges, by its backward rule, on its images and norm.
+
+        Budget: the smallest measured one that is at least the cell's (and larger than ``above``), because a smaller
+        step says nothing of a larger one; with ``exact`` only the cell's own. None where nothing was measured or the
+        quantity is defined for no sample.
+        """
+        if cell.eps is None:
+            return None
+        least = cell.eps * (1 - SAME)
+        found = [
+            m
+            for m in self._measured.get((diagnostic, quantity, *cell.judge, cell.norm, _rule(cell)), [])
+            if m.eps is not None and m.eps >= least and m.eps > above * (1 + SAME)
+        ]
+        found = [m for m in found if not exact or m.eps <= cell.eps * (1 + SAME)]
+        found = [m for m in found if not np.isnan(m.mean)]
+        return min(found, key=lambda m: m.eps) if found else None
+
+    def measured(self, cell: Cell, diagnostic: str, quantity: str, *, exact: bool = False) -> np.ndarray | None:
+        """The values of ``measurement`` by sample id, or None."""
+        found = self.measurement(cell, diagnostic, quantity, exact=exact)
+        return None if found is None else found.values
+
+    def fact(self, cell: Cell, quantity: str, defense: str | None = None) -> float | None:
+        """A fact of ``pipeline_contract`` about the cell's model behind ``defense`` (None: behind any): the largest
+        value over samples, images, rules and budgets. None where it was not looked at.
+        """
+        found = [
+            float(np.nanmax(m.values))
+            for m in self._facts.get((cell.model, cell.model_seed, quantity), [])
+            if defense in (None, m.defense) and not np.isnan(m.mean)
+        ]
+        return max(found, default=None)
+
+    def pipeline_fact(self, cell: Cell, quantity: str) -> float | None:
+        """The same about the judged pipeline. What holds of the bare model holds behind a defense; that it does not
+        hold of the bare model clears no defended pipeline.
+        """
+        own, bare = self.fact(cell, quantity, cell.defense), self.fact(cell, quantity, NONE)
+        return max(bare, own or 0.0) if bare else own
+
+    @cached_property
+    def _measured(self) -> dict[tuple[Any, ...], list[Measurement]]:
+        found: dict[tuple[Any, ...], list[Measurement]] = {}
+        for m in self.measurements:
+            key = (m.diagnostic, m.quantity, m.model, m.model_seed, m.defense, m.images, m.norm, m.through)
+            found.setdefault(key, []).append(m)
+        return found
+
+    @cached_property
+    def _facts(self) -> dict[tuple[Any, ...], list[Measurement]]:
+        found: dict[tuple[Any, ...], list[Measurement]] = {}
+        for m in self.measurements:
+            if m.diagnostic == CONTRACT:
+                found.setdefault((m.model, m.model_seed, m.quantity), []).append(m)
+        return found
 
     def groups(self, key: Callable[[Cell], Any], where: Callable[[Cell], bool]) -> dict[Any, list[Cell]]:
         """Cells that satisfy ``where``, by key, in a fixed order."""
@@ -195,16 +316,24 @@ def relation_of(key: Mapping[str, Any], own: str) -> Relation:
 
 
 def gather(
-    samples: pd.DataFrame, cell_infos: Iterable[Mapping[str, Any]] = (), *, extra: Sequence[str] = ()
+    samples: pd.DataFrame,
+    cell_infos: Iterable[Mapping[str, Any]] = (),
+    *,
+    extra: Sequence[str] = (),
+    diagnostics: pd.DataFrame | None = None,
 ) -> Evidence:
     """A sample table (any number of models) as evidence. Pure. ``extra`` names further numeric columns to keep.
 
-    ``cell_infos`` adds what rows do not say; of it checks use ``own_name`` (the model's full name) and
-    ``adversarially_trained``.
+    ``cell_infos`` adds what rows do not say; of it checks use ``own_name`` (the model's full name),
+    ``adversarially_trained``, ``attack_method``, ``attack_settings`` (of a battery nested, as they stand),
+    ``uses_gradient``, ``defense_is_random`` and ``source_members`` (full names of an attacked ensemble's models).
+    ``diagnostics`` is the long table of what diagnostics measured (columns ``MEASUREMENT_KEYS``, ``sample_id``,
+    ``value``).
     """
     infos = {str(i["cell_id"]): i for i in cell_infos}
+    measurements = () if diagnostics is None else measurements_of(diagnostics)
     if not len(samples):
-        return Evidence(())
+        return Evidence((), measurements)
     ids, _ = pd.factorize(samples["sample_id"], sort=True)
     codes, names = pd.factorize(samples["cell_id"], sort=True)
     order = np.lexsort((ids, codes))  # by cell, then by sample id: sums do not depend on the order of the table
@@ -237,7 +366,41 @@ def gather(
                 info=info,
             )
         )
-    return Evidence(tuple(cells))
+    return Evidence(tuple(cells), measurements)
+
+
+def measurements_of(diagnostics: pd.DataFrame) -> tuple[Measurement, ...]:
+    """The long table of diagnostics as measurements, in the order of their keys. Pure."""
+    if not len(diagnostics):
+        return ()
+    ordered = diagnostics.sort_values("sample_id", kind="stable")
+    found = []
+    for key, rows in ordered.groupby(list(MEASUREMENT_KEYS), dropna=False, sort=False):
+        names = dict(zip(MEASUREMENT_KEYS, key, strict=True))
+        one = {name: plain(value, name in WHOLE) for name, value in names.items()}
+        images = (one["dataset"], one["split"], one["shift"] or NONE, one["severity"])
+        defense = one["defense"] or NONE
+        found.append(
+            Measurement(
+                model=one["model"],
+                model_seed=one["model_seed"],
+                defense=defense,
+                through=BARE if defense == NONE else str(one["through"]),
+                images=images,
+                norm=one["norm"],
+                eps=one["eps"],
+                diagnostic=one["diagnostic"],
+                quantity=one["quantity"],
+                values=floats(rows["value"]),
+            )
+        )
+    found.sort(key=lambda m: repr((m.diagnostic, m.quantity, m.model, m.model_seed, m.defense, m.through, m.images,
+                                   m.norm, m.eps)))  # fmt: skip
+    return tuple(found)
+
+
+def _rule(cell: Cell) -> str:
+    return BARE if cell.defense == NONE else cell.through
 
 
 KEY_COLUMNS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from windtunnel.checks.base import FLAG, OK, Cell, Evidence, Finding, notable, only_broken_by
+from windtunnel.checks.base import FLAG, OK, Cell, Evidence, Finding, notable, only_broken_by, own_name
 
 TITLE = "Black box beats white box"
 THRESHOLD = "samples broken only without the pipeline's gradient: at least max(3, 1 % of n)"
@@ -20,17 +20,21 @@ REMEDY = (
 def check(evidence: Evidence) -> dict[str, Finding]:
     """For gradient attacks on the judged pipeline, by backward rule: share of samples that only black boxes break.
 
-    Black boxes are attacks without a backward pass (Square, sign noise), transferred images, attacks that saw no or
-    another defense, all on the same judged pipeline and threat. All gradient attacks by one rule count together, so
-    that a strong one covers a weak one; rules are kept apart, so that a masked rule shows beside a sound one.
+    Black boxes are attacks whose method follows no gradient (random search, decision-based, sign noise), transferred
+    images and those of ensembles without the judged model, attacks that saw no or another defense, and the noise
+    control, all on the same judged pipeline and threat. What follows a gradient is told by the method (cell infos
+    ``uses_gradient``), never by a name; without infos by the backward passes counted. All gradient attacks by one rule
+    count together, so that a strong one covers a weak one; rules are kept apart, so that a masked rule shows beside a
+    sound one.
     """
     groups = evidence.groups(
-        key=lambda c: (c.judge, c.threat), where=lambda c: c.relation != "clean" and c.labelled and c.gradients >= 0
+        key=lambda c: (c.judge, c.threat),
+        where=lambda c: c.relation != "clean" and c.labelled and c.uses_gradient is not None,
     )
     found: dict[str, Finding] = {}
     for cells in groups.values():
-        white = [c for c in cells if c.on_own_pipeline and c.gradients > 0]
-        black = [c for c in cells if not (c.on_own_pipeline and c.gradients > 0) and _may_be_judged(c)]
+        white = [c for c in cells if c.informed]
+        black = [c for c in cells if not c.informed and _may_be_judged(c) and not _knows_the_model(c)]
         for rule in dict.fromkeys(c.through for c in white):
             by_rule = [c for c in white if c.through == rule]
             count, n = only_broken_by(black, by_rule)
@@ -42,3 +46,9 @@ def check(evidence: Evidence) -> dict[str, Finding]:
 
 def _may_be_judged(cell: Cell) -> bool:
     return cell.on_own_pipeline or cell.mode != "search"
+
+
+def _knows_the_model(cell: Cell) -> bool:
+    """Whether the images were made on an ensemble of which the judged, undefended model is a member."""
+    own = own_name(cell.model, cell.model_seed, cell.info)
+    return cell.defense == cell.attack_defense and own in (cell.info.get("source_members") or ())

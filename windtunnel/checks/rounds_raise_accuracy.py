@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from windtunnel.checks.base import FLAG, OK, Cell, Evidence, Finding, aligned, rounds_of
+from windtunnel.checks.base import CONTROL, FLAG, OK, Cell, Evidence, Finding, aligned, rounds_of
 from windtunnel.metrics.intervals import mcnemar_exact
 
 TITLE = "More rounds raise white-box accuracy"
@@ -31,7 +31,8 @@ def check(evidence: Evidence) -> dict[str, Finding]:
     samples.
     """
     through = evidence.groups(
-        key=lambda c: _series(c, c.through), where=lambda c: c.relation == "through" and c.labelled and not c.is_random
+        key=lambda c: _series(c, c.through),
+        where=lambda c: c.relation == "through" and c.labelled and not c.is_random and c.through != CONTROL,
     )
     found: dict[str, Finding] = {}
     for cells in through.values():

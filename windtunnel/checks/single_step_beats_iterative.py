@@ -25,7 +25,7 @@ def check(evidence: Evidence) -> dict[str, Finding]:
     """
     groups = evidence.groups(
         key=lambda c: (c.judge, c.threat, c.through),
-        where=lambda c: c.on_own_pipeline and c.labelled and c.gradients >= 1,
+        where=lambda c: c.informed and c.labelled and c.gradients >= 1,
     )
     found: dict[str, Finding] = {}
     for cells in groups.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from windtunnel.checks.base import FLAG, OK, Evidence, Finding, aligned, notable
+from windtunnel.checks.base import CONTROL, FLAG, OK, Evidence, Finding, aligned, notable
 
 TITLE = "Through-attack weaker than the unaware one"
 THRESHOLD = "the unaware attack breaks at least max(3, 1 % of n) samples more"
@@ -22,7 +22,8 @@ def check(evidence: Evidence) -> dict[str, Finding]:
     """For through-cells: accuracy minus that under the unaware attack, on the same samples (positive = weaker).
 
     The unaware cell is that of the same attack and threat, on the judged defense, fully driven; of several iterates
-    and seeds the one with the same, else the one that leaves the lowest accuracy. Not run without one.
+    and seeds the one with the same, else the one that leaves the lowest accuracy. Not run without one, nor
+    for the noise control, which is weaker by design.
     """
     unaware = evidence.groups(
         key=lambda c: (c.judge, c.threat, c.attack),
@@ -30,7 +31,7 @@ def check(evidence: Evidence) -> dict[str, Finding]:
     )
     found = {}
     for cell in evidence.cells:
-        if cell.relation != "through" or not cell.labelled:
+        if cell.relation != "through" or not cell.labelled or cell.through == CONTROL:
             continue
         rivals = unaware.get((cell.judge, cell.threat, cell.attack), [])
         same = [c for c in rivals if c.iterate == cell.iterate]

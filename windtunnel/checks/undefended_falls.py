@@ -25,8 +25,10 @@ def check(evidence: Evidence) -> dict[str, Finding]:
     The twin is the model itself, undefended; for one marked ``adversarially_trained`` in the cell infos, the
     best-falling ordinarily trained model of the same data. The probe is the twin's largest budget, and counts only if
     it is at least twice every other budget of that attack in the run, budgets of defended cells included: at 1/255 an
-    honest model stands too. Statistic: the twin's lowest accuracy at the probe over modes, iterates and attack seeds.
-    Not run without such a probe, for single-step and black-box attacks, and for transferred images.
+    honest model stands too. Budgets that are themselves probes (linf, 64/255 and more) count as reported ones nowhere
+    and as the probe only where no smaller one serves. Statistic: the twin's lowest accuracy at the probe over modes,
+    iterates and attack seeds. Not run without such a probe, for single-step and black-box attacks, and for
+    transferred images.
     """
     ladders = evidence.groups(
         key=_ladder, where=lambda c: c.relation != "clean" and c.labelled and c.eps is not None and c.gradients > 1
@@ -48,13 +50,16 @@ def _ladder(cell: Cell) -> tuple[object, ...]:
 
 
 def _probe(twins: list[Cell], ladder: list[Cell]) -> float | None:
-    if not twins:
-        return None
-    budget = max(c.eps for c in twins)
-    reported = [c.eps for c in ladder if c.relation != "bare" or c.eps < budget]
-    if not reported or budget < 2 * max(reported) * (1 - 1e-9):
-        return None
-    return min(c.accuracy for c in twins if c.eps == budget)
+    reported = [c for c in ladder if not c.is_huge]
+    for huge in (False, True):
+        budgets = sorted({c.eps for c in twins if c.is_huge == huge})
+        if not budgets:
+            continue
+        budget = budgets[0] if huge else budgets[-1]
+        others = [c.eps for c in reported if c.relation != "bare" or c.eps < budget]
+        if others and budget >= 2 * max(others) * (1 - 1e-9):
+            return min(c.accuracy for c in twins if c.eps == budget)
+    return None
 
 
 def _is_twin(twin: Cell, cell: Cell, hardened: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from windtunnel.checks.base import FLAG, OK, Evidence, Finding, aligned
+from windtunnel.checks.base import CONTROL, FLAG, OK, Evidence, Finding, aligned
 
 TITLE = "Zero gradients"
 THRESHOLD = "all-zero gradient on more than 1 % of the samples that the attacked pipeline gets right"
@@ -24,11 +24,11 @@ def check(evidence: Evidence) -> dict[str, Finding]:
     """Share of clean-correct samples (through the pipeline that was attacked) with an all-zero gradient.
 
     Without a clean cell of the attacked pipeline all samples count. Not run for transferred images (the finding
-    belongs to the source's cell), black-box attacks, and where nothing was recorded.
+    belongs to the source's cell), black-box attacks, the noise control, and where nothing was recorded.
     """
     found = {}
     for cell in evidence.cells:
-        if cell.relation in ("clean", "transfer") or not cell.gradients > 0:
+        if cell.relation in ("clean", "transfer") or cell.through == CONTROL or not cell.gradients > 0:
             continue
         zero = cell.columns["zero_gradient"]
         counted = ~np.isnan(zero)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -57,9 +57,57 @@ class Defense(ABC):
         return {name: known[name] for name in self.rules}
 
 
-def repeat(defense: Defense, images: Images, rounds: int) -> Purified:
-    """The defense applied ``rounds`` times; bits are those of the last round (what would be stored)."""
+Draw = Mapping[str, np.ndarray]
+
+
+class RandomDefense(Defense):
+    """A defense that throws dice. The dice are drawn first, per row, so that an attack can repeat or vary them.
+
+    Subclasses state ``is_random: ClassVar[bool] = True`` themselves (the plan reads their source).
+    """
+
+    is_random: ClassVar[bool] = True
+
+    @abstractmethod
+    def draw(self, generators: Sequence[np.random.Generator], shape: tuple[int, ...]) -> Draw:
+        """The dice of one round for N rows of [3, H, W] ``shape``: arrays with leading dimension N, row i from
+        generator i alone."""
+
+    @abstractmethod
+    def purify_drawn(self, images: Images, draw: Draw) -> Purified:
+        """The real defense with these dice."""
+
+    def backward_rules_drawn(self, draws: Sequence[Draw]) -> dict[str, BackwardRule]:
+        """Stand-ins for the rounds with these dice, one per name in ``rules``; generic ones where none is better."""
+        return super().backward_rules(len(draws))
+
+    def backward_rules(self, rounds: int = 1) -> dict[str, BackwardRule]:
+        raise TypeError(f"{type(self).__name__} is random: draw its dice first, then backward_rules_drawn")
+
+    def purify(self, images: Images) -> Purified:
+        raise TypeError(f"{type(self).__name__} is random: draw its dice first, then purify_drawn")
+
+
+def repeat(
+    defense: Defense, images: Images, rounds: int, generators: Sequence[np.random.Generator] | None = None
+) -> Purified:
+    """The defense applied ``rounds`` times; bits are those of the last round (what would be stored).
+
+    A random defense takes its dice from ``generators``, one per row.
+    """
+    if isinstance(defense, RandomDefense):
+        if generators is None:
+            raise TypeError(f"{type(defense).__name__} is random: it needs one generator per image")
+        return apply_draws(defense, images, [defense.draw(generators, images.shape[1:]) for _ in range(rounds)])
     result = Purified(images)
     for _ in range(rounds):
         result = defense.purify(result.images)
+    return result
+
+
+def apply_draws(defense: RandomDefense, images: Images, draws: Sequence[Draw]) -> Purified:
+    """A random defense with the dice of every round."""
+    result = Purified(images)
+    for draw in draws:
+        result = defense.purify_drawn(result.images, draw)
     return result

@@ -7,7 +7,9 @@ https://arxiv.org/abs/1802.00420. All rules map [N, 3, H, W] in [0, 1] to the sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from windtunnel.defenses.base import BackwardRule
 
 BLUR_RADIUS, BLUR_SIGMA = 2, 1.0
 GENERIC_JPEG_QUALITY = 50
+GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed number: the stride of SplitMix64
 
 
 def identity(x: torch.Tensor) -> torch.Tensor:
@@ -66,7 +69,7 @@ def generic_rules() -> dict[str, BackwardRule]:
 
 def with_generic(names: tuple[str, ...], **own: BackwardRule) -> dict[str, BackwardRule]:
     """The named rules in their order, a defense's own ones before the generic ones of the same name."""
-    known = generic_rules() | own
+    known = generic_rules() | control_rules() | own
     return {name: known[name] for name in names}
 
 
@@ -99,3 +102,83 @@ def shifts(x: torch.Tensor, radius: int) -> list[torch.Tensor]:
 def mirror(size: int, radius: int) -> np.ndarray:
     """Indices of ``size`` pixels with ``radius`` mirrored ones at each end; any radius, unlike torch's padding."""
     return np.pad(np.arange(size), radius, mode="reflect")
+
+
+# ------------------------------------------------------------------------------------------------ control, compositions
+
+
+class _Noise(torch.autograd.Function):
+    """Forward: the input. Backward: signs that depend on the input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        return random_signs(x)
+
+
+def noise(x: torch.Tensor) -> torch.Tensor:
+    """The control: the gradient is thrown away and random signs are returned in its place (``random_signs``).
+
+    An attack through it takes as many steps, judges as many images and keeps the best just like a real one, but knows
+    nothing: what it breaks, any search breaks. A rule that is not clearly stronger than this has no gradient. After
+    the noise control of Raeber et al., Human Aligned Compression for Robust Models,
+    https://arxiv.org/abs/2504.12255. It never enters a minimum over rules.
+    """
+    return _Noise.apply(x)
+
+
+def random_signs(x: torch.Tensor) -> torch.Tensor:
+    """-1 or +1 for every value of ``x`` [N, ...]: the top bit of SplitMix64 (Steele, Lea, Flood, Fast Splittable
+    Pseudorandom Number Generators, https://doi.org/10.1145/2660193.2660195) at counter = the value's place in its
+    row, keyed by the bits of the row's float32 content.
+
+    So a row's signs do not depend on its neighbours, on its place in the batch or on any state; they change whenever
+    the row does, at every step of an attack; all arithmetic is on integers and the same everywhere.
+    """
+    bits = x.detach().float().flatten(1).contiguous().view(torch.int32).to(torch.int64)
+    place = torch.arange(1, bits.shape[1] + 1, dtype=torch.int64, device=x.device)
+    # sums of products wrap around modulo 2^64, whatever their order; odd weights let no bit of any value go unheard
+    weights = _mixed(place * GOLDEN) | 1
+    key = _mixed((bits * weights).sum(1, keepdim=True))
+    signs = torch.where(_mixed(key + place * GOLDEN) < 0, -1.0, 1.0)
+    return signs.to(x.dtype).view(x.shape)
+
+
+def _mixed(z: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's finaliser on int64 tensors, which wrap like unsigned ones."""
+    z = (z ^ _shifted(z, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+    z = (z ^ _shifted(z, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: torch.Tensor, by: int) -> torch.Tensor:
+    """A logical right shift, where torch's is arithmetic."""
+    return (z >> by) & ((1 << (64 - by)) - 1)
+
+
+def control_rules() -> dict[str, BackwardRule]:
+    """Rules that any defense may be attacked through when they are *named*; never part of 'all' or of a minimum."""
+    return {"noise": noise}
+
+
+def compose_rules(stage_rules: Sequence[BackwardRule]) -> BackwardRule:
+    """One rule for several stages, the first applied first: its gradient is the chain of theirs, from the last back.
+
+    Each rule is taken at the *stand-in's* value of the stage before, not at the real one. That is right where the
+    stand-ins are near what they stand for; after ``identity`` a later rule is taken at the unpurified image.
+    """
+    if not stage_rules:
+        raise ValueError("a composition needs at least one stage")
+    stages = tuple(stage_rules)
+
+    def through_stages(x: torch.Tensor) -> torch.Tensor:
+        for rule in stages:
+            x = rule(x)
+        return x
+
+    return through_stages

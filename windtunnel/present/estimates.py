@@ -3,7 +3,7 @@ measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -43,7 +43,14 @@ def frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
     return frame.drop(columns=[c for c in optional if all(absent(v) or v == "" for v in frame[c])])
 
 
-def footnotes(names: Iterable[str]) -> dict[str, str]:
+def footnotes(names: Iterable[str], own: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Texts of the footnotes that some number bears: ``own`` ones of the table first, then those of the checks."""
+    names = list(names)
+    first = {name: text for name, text in (own or {}).items() if name in names}
+    return first | _of_checks(n for n in names if n not in first)
+
+
+def _of_checks(names: Iterable[str]) -> dict[str, str]:
     known = list(dict.fromkeys(names))
     order = [n for n in words.check_names() if n in known]
     order += sorted(n for n in known if n not in order)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from windtunnel.present.select import absent
 
-Kind = Literal["text", "percent", "difference", "number", "decimal", "count", "p"]
+Kind = Literal["text", "percent", "difference", "number", "decimal", "measure", "count", "p"]
 SYMBOLS = ("†", "‡", "§", "¶", "‖", "††", "‡‡", "§§", "¶¶", "‖‖")
 MISSING = "-"
 
@@ -20,7 +20,7 @@ class Column:
     seeds), ``x_notes`` (names of footnotes, joined by spaces) and ``x_why`` (what to print where it is null).
 
     Kinds: ``percent`` a fraction printed in percent, ``difference`` the same with a sign, ``number`` two decimals,
-    ``decimal`` three, ``count`` whole, ``p`` a p-value, ``text``.
+    ``decimal`` three, ``measure`` three significant digits, ``count`` whole, ``p`` a p-value, ``text``.
     """
 
     key: str
@@ -107,6 +107,8 @@ def one(value: Any, kind: Kind) -> str:
         return f"{number:.2f}"
     if kind == "decimal":
         return f"{number:.3f}"
+    if kind == "measure":
+        return f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}"
     if kind == "count":
         return f"{round(number)}"
     return "< 0.001" if number < 0.001 else f"{number:.3f}"

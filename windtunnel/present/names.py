@@ -6,6 +6,8 @@ What a run does not hold is said inside the table or figure ("not in this run"),
 FIGURE_NAMES = (
     "sequential_jpeg",
     "accuracy_against_epsilon",
+    "convergence",
+    "perturbation",
     "rate_accuracy",
     "gallery",
     "score_histograms",
@@ -13,5 +15,18 @@ FIGURE_NAMES = (
     "ood_defended",
     "reliability",
     "transfer",
+    "landscape",
 )
-TABLE_NAMES = ("robust_accuracy", "defenses", "ood", "ood_sets", "ood_paired", "ood_defended", "checks", "failed")
+TABLE_NAMES = (
+    "robust_accuracy",
+    "batteries",
+    "transfer",
+    "defenses",
+    "diagnostics",
+    "ood",
+    "ood_sets",
+    "ood_paired",
+    "ood_defended",
+    "checks",
+    "failed",
+)

@@ -5,6 +5,8 @@ docs/results.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,21 @@ TEXT = (
 UNWARPED = ("", "none")
 ITERATES = ("best", "first", "last", "none", "")
 CLEAN = "none"
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What the catalogue alone knows of names: the members of ``batteries`` (attacks, in their order) and of
+    ``ensembles`` (models), which attacks look for the ``nearest`` adversarial image, and labels of ``diagnostics``."""
+
+    batteries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ensembles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    nearest: frozenset[str] = frozenset()
+    diagnostics: Mapping[str, str] = field(default_factory=dict)
+
+
+SIMPLE = Composed()
+"""A run without batteries and ensembles."""
 
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
@@ -128,6 +145,13 @@ def seed_means(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Means over training seeds of one metric."""
     rows = metrics[(metrics["metric"] == metric) & (metrics["group_id"] != "") & metrics["model_seed"].isna()]
     return rows[rows["seeds"].fillna(0) > 1]
+
+
+def diagnostic_rows(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Means of what diagnostics measured, with columns ``diagnostic`` and ``quantity``; null values included."""
+    rows = metrics[metrics["metric"].str.contains(".", regex=False) & metrics["model_seed"].notna()]
+    split = [name.partition(".") for name in rows["metric"]]
+    return rows.assign(diagnostic=[d for d, _, _ in split], quantity=[q for _, _, q in split])
 
 
 def first(frame: pd.DataFrame, **wanted: Any) -> pd.Series | None:

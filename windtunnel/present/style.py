@@ -81,6 +81,19 @@ SCORES = {
     "vim": VERMILION,
     "react-energy": OCHRE,
 }
+ATTACKS = {
+    "autoattack-standard": INK,
+    "autoattack-rand": GREY,
+    "pma-plus": VERMILION,
+    "pma-100": ORANGE,
+    "apgd-ce-100": BLUE,
+    "apgd-dlr-100": SKY,
+    "apgd-t-100": VIOLET,
+    "apgd-margin-100": GREEN,
+    "pgd20": BROWN,
+    "mim-20": PINK,
+    "fgsm": OCHRE,
+}
 GROUPS = {"id": INK, "near_ood": SKY, "far_ood": BLUE, "adversarial": VERMILION}
 CURVES = {"clean": INK, "unaware": ORANGE, "through": VERMILION}
 
@@ -297,6 +310,16 @@ def model_markers(names: Iterable[str]) -> dict[str, str]:
 def score_colours(names: Iterable[str]) -> dict[str, str]:
     """Colours of all scores of a run."""
     return _assign(names, SCORES, (*PALETTE, OCHRE, VIOLET))
+
+
+def attack_colours(names: Iterable[str]) -> dict[str, str]:
+    """Colours of all attacks of a run; no yellow, which a thin line on white cannot carry."""
+    return _assign(names, ATTACKS, (INK, *(c for c in PALETTE if c != YELLOW), OCHRE, VIOLET))
+
+
+def attack_markers(names: Iterable[str]) -> dict[str, str]:
+    """Markers of all attacks of a run, by the same rule."""
+    return _assign(names, dict(zip(ATTACKS, MARKERS, strict=False)), MARKERS)
 
 
 def rule_colour(name: str) -> str:

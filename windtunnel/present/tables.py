@@ -2,7 +2,8 @@
 them.
 
 A table of which this run has no rows comes out empty and says so where it is printed. No number is computed here beyond
-choosing rows: what a table shows stands in ``metrics`` with the same value.
+choosing rows: what a table shows stands in ``metrics`` with the same value. The exception is ``batteries``, which
+counts samples (broken by which member, passes spent) that ``metrics`` has no rows for.
 """
 
 from __future__ import annotations
@@ -10,16 +11,32 @@ from __future__ import annotations
 import pandas as pd
 
 from windtunnel.present.layout import Table
+from windtunnel.present.select import SIMPLE, Composed
 from windtunnel.present.tables_attacks import defenses, robust_accuracy
+from windtunnel.present.tables_batteries import SAMPLE_COLUMNS, batteries
 from windtunnel.present.tables_checks import checks, checks_page, failed
+from windtunnel.present.tables_diagnostics import diagnostics
 from windtunnel.present.tables_ood import ood, ood_defended, ood_paired, ood_sets
+from windtunnel.present.tables_transfer import transfer
 
 
-def all_tables(metrics: pd.DataFrame, cells: pd.DataFrame, trivial: pd.DataFrame | None = None) -> dict[str, Table]:
-    """Every table of a run by name, in the order of the report."""
+def all_tables(
+    metrics: pd.DataFrame,
+    cells: pd.DataFrame,
+    trivial: pd.DataFrame | None = None,
+    *,
+    samples: pd.DataFrame | None = None,
+    composed: Composed = SIMPLE,
+) -> dict[str, Table]:
+    """Every table of a run by name, in the order of the report. ``samples`` (columns ``SAMPLE_COLUMNS``) are what
+    batteries are counted from; ``composed`` says which names are batteries and ensembles, and of what.
+    """
     made = (
-        robust_accuracy(metrics, cells),
+        robust_accuracy(metrics, cells, composed),
+        batteries(metrics, cells, pd.DataFrame(columns=SAMPLE_COLUMNS) if samples is None else samples, composed),
+        transfer(metrics, cells, composed),
         defenses(metrics, cells),
+        diagnostics(metrics, composed),
         ood(metrics, cells, trivial),
         ood_sets(metrics, cells, trivial),
         ood_paired(metrics, cells),
@@ -31,6 +48,6 @@ def all_tables(metrics: pd.DataFrame, cells: pd.DataFrame, trivial: pd.DataFrame
 
 
 __all__ = [
-    "all_tables", "checks", "checks_page", "defenses", "failed", "ood", "ood_defended", "ood_paired", "ood_sets",
-    "robust_accuracy",
+    "SAMPLE_COLUMNS", "all_tables", "batteries", "checks", "checks_page", "defenses", "diagnostics", "failed", "ood",
+    "ood_defended", "ood_paired", "ood_sets", "robust_accuracy", "transfer",
 ]  # fmt: skip

@@ -12,38 +12,74 @@ from windtunnel.present.layout import Column, Table
 from windtunnel.present.render import page
 from windtunnel.present.select import absent, tidy
 
+SHOWN = 5
+"""Cells that the printed table names per check; the page names all."""
+
 
 def checks(cells: pd.DataFrame) -> Table:
-    """What was flagged, in words: one row per raised check and cell, with the statistic and the remedy."""
+    """One row per check: in how many cells it was raised, ran and found nothing, was not looked at; its words; where
+    it was raised. Raised checks first, then those that ran, then the rest, each in the order of the checks.
+    """
+    frame_of, found = tidy(cells), _raised(tidy(cells))
     lines = []
-    for name, row in _raised(tidy(cells)):
-        check = words.check_words(name)
-        statistic = row.get(f"stat_{name}")
+    for name in _names(frame_of):
+        check, where = words.check_words(name), [row for n, row in found if n == name]
+        counts = _counts(frame_of, name)
         lines.append(
             {
                 "check": name,
                 "title": check.title,
-                "cell": words.cell(row),
-                "cell_id": row["cell_id"],
-                "statistic": None if absent(statistic) else float(statistic),
+                **counts,
+                "threshold": check.threshold,
                 "meaning": check.meaning,
                 "remedy": check.remedy,
+                "where": "; ".join(words.cell(row) + _statistic(row, name) for row in where[:SHOWN])
+                + (f"; and {len(where) - SHOWN} more" if len(where) > SHOWN else ""),
+                "cell_ids": " ".join(row["cell_id"] for row in where),
             }
         )
+    lines.sort(key=lambda line: (not line["raised"], not line["ok"]))
     return Table(
         name="checks",
-        title="Raised checks: numbers that should not be read as they stand",
+        title="Checks: known ways of fooling oneself",
         data=frame(lines) if lines else pd.DataFrame(),
         columns=(
             Column("title", "check"),
-            Column("cell", "where"),
-            Column("statistic", "statistic", "decimal"),
+            Column("raised", "raised (cells)", "count"),
+            Column("ok", "ok", "count"),
+            Column("not_run", "not looked at", "count"),
+            Column("threshold", "raised when"),
             Column("meaning", "what it means"),
             Column("remedy", "what to do"),
+            Column("where", "where"),
         ),
-        empty="None: no check was raised.",
+        caption=(
+            "A raised check changes no number; it puts a dagger beside it. 'Not looked at' counts cells, clean ones "
+            "included, where the check does not apply or what it compares is not in this run: silence says nothing."
+        ),
+        empty="No cells: nothing was looked at.",
         html=checks_page(cells),
     )
+
+
+def _names(cells: pd.DataFrame) -> list[str]:
+    """Every check of the table: the library's own in their order, then columns and flags of others by name."""
+    found = {c.removeprefix("check_") for c in cells.columns if c.startswith("check_")} | set(_all_flags(cells))
+    order = words.check_names()
+    known = [n for n in order if n in found or (n != words.UPPER_BOUND and len(cells))]
+    return [*known, *sorted(found - set(known))]
+
+
+def _counts(cells: pd.DataFrame, name: str) -> dict[str, int]:
+    raised = sum(name in text.split() for text in cells["flags"])
+    column = cells[f"check_{name}"] if f"check_{name}" in cells.columns else pd.Series(dtype=object)
+    ok = int((column == "ok").sum())
+    return {"raised": raised, "ok": ok, "not_run": len(cells) - raised - ok}
+
+
+def _statistic(row: pd.Series, name: str) -> str:
+    statistic = row.get(f"stat_{name}")
+    return "" if absent(statistic) else f" (statistic {float(statistic):.3g})"
 
 
 def _raised(cells: pd.DataFrame) -> list[tuple[str, pd.Series]]:
@@ -60,7 +96,7 @@ def checks_page(cells: pd.DataFrame) -> str:
     rest.
     """
     cells = tidy(cells)
-    names = sorted({c.removeprefix("check_") for c in cells.columns if c.startswith("check_")} | set(_all_flags(cells)))
+    names = _names(cells)
     found = _raised(cells)
     body = "<h1>Checks: known ways of fooling oneself</h1>\n"
     body += (
@@ -77,23 +113,30 @@ def checks_page(cells: pd.DataFrame) -> str:
         body += f"<p><b>What to do:</b> {html.escape(check.remedy)}</p>\n"
         if check.threshold:
             body += f'<p class="quiet">Raised when: {html.escape(check.threshold)}.</p>\n'
+        counts = _counts(cells, name)
+        body += (
+            f'<p class="quiet">Raised in {counts["raised"]} cells, ok in {counts["ok"]}, not looked at in '
+            f"{counts['not_run']}.</p>\n"
+        )
         body += "<ul>\n"
         for _, row in (f for f in found if f[0] == name):
-            statistic = row.get(f"stat_{name}")
-            value = "" if absent(statistic) else f" (statistic {float(statistic):.3g})"
-            body += f"<li>{html.escape(words.cell(row))}{value}</li>\n"
+            body += f"<li>{html.escape(words.cell(row) + _statistic(row, name))}</li>\n"
         body += "</ul></div>\n"
     silent, unrun = [], []
     for name in names:
-        column = cells[f"check_{name}"] if f"check_{name}" in cells.columns else pd.Series(dtype=object)
-        ran = int(column.isin(["ok", "flag"]).sum())
-        if ran and not any(n == name for n, _ in found):
-            silent.append(f"<li>{html.escape(words.check_words(name).title)}: ran on {ran} cells</li>\n")
-        elif not ran and not any(n == name for n, _ in found):
-            unrun.append(f"<li>{html.escape(words.check_words(name).title)}</li>\n")
+        counts, check = _counts(cells, name), words.check_words(name)
+        when = f"; raised when: {check.threshold}" if check.threshold else ""
+        if counts["ok"] and not counts["raised"]:
+            silent.append(f"<li>{html.escape(check.title)}: ok in {counts['ok']} cells{html.escape(when)}</li>\n")
+        elif not counts["raised"]:
+            unrun.append(f"<li>{html.escape(check.title + when)}</li>\n")
     body += f'<h2>Ran and found nothing ({len(silent)})</h2>\n<ul class="quiet">\n{"".join(silent)}</ul>\n'
     body += f"<h2>Not run here ({len(unrun)})</h2>\n"
-    body += '<p class="quiet">The cells that these checks compare are not in this run. Silence here says nothing.</p>\n'
+    body += (
+        '<p class="quiet">The cells or measurements that these checks compare are not in this run. Silence here says '
+        "nothing.</p>\n"
+    )
+
     body += f'<ul class="quiet">\n{"".join(unrun)}</ul>\n'
     return page("Checks", body)
 

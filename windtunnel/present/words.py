@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,15 @@ def threat(name: str) -> str:
 
 
 _ACRONYMS = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jpeg2000": "JPEG2000", "tv": "TV", "nlmeans": "NL-means"}
-_ATTACKS = {"pgd": "PGD", "fgsm": "FGSM", "apgd": "APGD", "cw": "CW", "square": "Square"}
+_ATTACKS = {
+    "pgd": "PGD", "fgsm": "FGSM", "apgd": "APGD", "cw": "CW", "square": "Square", "fab": "FAB", "mim": "MIM",
+    "deepfool": "DeepFool", "pma": "PMA", "spsa": "SPSA", "hopskipjump": "HopSkipJump", "boundary": "Boundary",
+    "adaea": "AdaEA", "cwa": "CWA", "mi-cwa": "MI-CWA", "svre": "SVRE", "ni": "NI", "di": "DI", "ti": "TI", "si": "SI",
+    "mi": "MI", "vmi": "VMI", "vni": "VNI",
+}  # fmt: skip
+_BATTERIES = {
+    "autoattack-standard": "AutoAttack (standard)", "autoattack-rand": "AutoAttack (rand)", "pma-plus": "PMA+",
+}  # fmt: skip
 SCORES = {
     "msp": "MSP", "maxlogit": "MaxLogit", "energy": "energy", "entropy": "entropy", "abet": "AbeT",
     "abet-unablated": "AbeT un-ablated", "mahalanobis": "Mahalanobis", "knn": "KNN", "vim": "ViM",
@@ -32,6 +41,8 @@ SCORES = {
 _RULES = {
     "surrogate-n": "surrogate, all rounds",
     "surrogate-1": "surrogate, one round",
+    "unet": "learned surrogate",
+    "noise": "random signs (control)",
     "identity": "identity",
     "blur": "blur",
     "bare": "saw no defense",
@@ -47,9 +58,11 @@ def defense(name: str) -> str:
 
 
 def attack(name: str) -> str:
-    """``pgd20`` is 'PGD-20', ``apgd-ce`` is 'APGD-CE'."""
+    """``pgd20`` is 'PGD-20', ``apgd-ce`` is 'APGD-CE', ``autoattack-standard`` is 'AutoAttack (standard)'."""
+    if name in _BATTERIES:
+        return _BATTERIES[name]
     for stem in sorted(_ATTACKS, key=len, reverse=True):
-        if name.startswith(stem):
+        if re.match(rf"{stem}(?![a-z])", name):
             rest = name[len(stem) :].replace("-", " ").strip().replace(" ", "-").upper()
             return _ATTACKS[stem] + (f"-{rest}" if rest else "")
     return name

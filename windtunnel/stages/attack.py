@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from windtunnel import registry, store
-from windtunnel.catalogue import NONE
+from windtunnel.catalogue import LEARNED, NONE
 from windtunnel.jobs import Made, Making, log, make_parts
 from windtunnel.plan import AttackKey, Plan
 from windtunnel.stages import images as image_stage
@@ -19,7 +19,7 @@ from windtunnel.stages import purify as purify_stage
 
 def attack(plan: Plan, model: str, name: str, batch: str, manifest: Path, *, attempt: int = 1) -> None:
     """All attacks of one (attacked model, image set, batch)."""
-    weights = store.file_digest(model_folder(model) / "weights.safetensors")
+    weights = weights_digest(plan, model)
     makings = [
         Making(key=key_name(key), identity=identity(plan, key, weights), make=partial(_attack, plan, key))
         for key in plan.attack_jobs[(model, name, batch)]
@@ -29,8 +29,19 @@ def attack(plan: Plan, model: str, name: str, batch: str, manifest: Path, *, att
         plan.digest("attack", model=model, set=name, batch=batch),
         makings,
         attempt=attempt,
-        prepare=partial(classifier, model),
+        prepare=partial(attacked_model, plan, model),
     )
+
+
+@cache
+def _file_digest(path: str) -> str:
+    return store.file_digest(path)
+
+
+def weights_digest(plan: Plan, model: str) -> str:
+    """The digest of a model's weights; of an ensemble that of its members' digests."""
+    found = [_file_digest(path) for path in plan.weights_of(model)["weights"]]
+    return found[0] if len(found) == 1 else store.digest(found)
 
 
 def model_folder(model: str) -> Path:
@@ -46,6 +57,36 @@ def classifier(model: str) -> Any:
     return load_model(model_folder(model))
 
 
+@lru_cache(maxsize=1)
+def attacked_model(plan: Plan, model: str) -> Any:
+    """The model that is attacked: a single one, or the members of an ensemble as one."""
+    members = plan.catalogue.members(model)
+    if len(members) == 1:
+        return classifier(members[0])
+    from windtunnel.models.ensemble import ensemble_of
+    from windtunnel.models.load import load_model
+
+    return ensemble_of({m: load_model(model_folder(m)) for m in members})
+
+
+def backward_rule(plan: Plan, images: str, defense: str, rule: str) -> Any:
+    """What ``engine.Pipeline`` takes as a rule: its name, or the learned surrogate itself."""
+    if defense == NONE:
+        return "identity"
+    if rule != LEARNED:
+        return rule
+    from windtunnel.surrogates.provide import load
+
+    return load(Path(plan.surrogate_of(images, defense)))
+
+
+def surrogate_digest(plan: Plan, images: str, defense: str, rule: str) -> str | None:
+    """The digest of the learned surrogate that a pipeline is seen through, null for any other rule."""
+    if rule != LEARNED:
+        return None
+    return store.file_digest(Path(plan.surrogate_of(images, defense)) / "weights.safetensors")
+
+
 def key_name(key: AttackKey) -> str:
     """The manifest key of an attack, readable."""
     pieces = [key.shift, key.attack, key.threat, f"seed{key.seed}", key.mode, key.defense, key.rule]
@@ -57,6 +98,7 @@ def identity(plan: Plan, key: AttackKey, weights: str) -> dict[str, Any]:
     return {
         "settings": plan.attack_settings(key),
         "weights": weights,
+        "surrogate": surrogate_digest(plan, key.images, key.defense, key.rule),
         "images": image_stage.content(plan, key.images, key.shift),
         "batch_size": plan.run.batch_size,
     }
@@ -66,18 +108,18 @@ def _attack(plan: Plan, key: AttackKey) -> Made:
     from windtunnel import engine
 
     image_set = image_stage.read(plan, key.images, key.shift, plan.n_of(key))
-    entry, _, settings = plan.catalogue.attack(key.attack)
+    choice = plan.catalogue.attack(key.attack)
     threat = plan.catalogue.threat(key.threat)
-    method = registry.load("attack", entry.method, plan.catalogue.base)(**settings)
+    members = [(m.name, registry.load("attack", m.method, plan.catalogue.base)(**m.settings)) for m in choice.members]
     defense, rounds = purify_stage.build(plan, key.defense) if key.defense != NONE else (None, 1)
     clean = purify_stage.nchw(image_set.images)
 
     def progress(done: int, total: int, robust: float) -> None:
         log.info("  %s: %d of %d, robust so far %.3f", key_name(key), done, total, robust)
 
-    result = engine.run_attack(
-        classifier(key.model),
-        method,
+    result, broken_by = engine.run_battery(
+        attacked_model(plan, key.model),
+        members,
         clean,
         np.asarray(image_set.labels, dtype=np.int64),
         image_set.sample_ids,
@@ -87,7 +129,9 @@ def _attack(plan: Plan, key: AttackKey) -> Made:
         mode=key.mode,
         defense=defense,
         rounds=rounds,
-        rule=key.rule if key.defense != NONE else "identity",
+        rule=backward_rule(plan, key.images, key.defense, key.rule),
+        eot=choice.entry.eot,
+        to_be_stored=True,
         batch_size=plan.run.batch_size,
         progress=progress,
     )
@@ -98,6 +142,7 @@ def _attack(plan: Plan, key: AttackKey) -> Made:
         "best": pack(result.best, clean, threat.budget, threat.norm),
         "last": pack(result.last, clean, threat.budget, threat.norm),
         "success": result.success,
+        "broken_by": broken_by,
         "first_success": result.first_success,
         "n_forward": result.n_forward,
         "n_backward": result.n_backward,

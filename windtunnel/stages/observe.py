@@ -18,6 +18,9 @@ from windtunnel.stages import images as image_stage
 from windtunnel.stages import purify as purify_stage
 from windtunnel.store import Part, StoreError
 
+DEFENSE_SEED = 0
+"""Judging throws its own dice, keyed by this and the sample: the same for every attack on a defense."""
+
 
 class UpstreamFailed(RuntimeError):
     """The attacked images of this cell could not be made; the reason is the attack's."""
@@ -88,7 +91,7 @@ def _source(plan: Plan, cell: Cell) -> tuple[Part | None, str | None]:
     if cell.attack is not None:
         part = store.read_manifest(attacked_manifest(plan, cell))[attack_stage.key_name(cell.attack)]
         return part, f"{clean}:{part.sha256 or part.reason}"
-    if cell.defense != NONE:
+    if cell.defense != NONE and not _is_random(plan, cell):
         part = store.read_manifest(_purified_manifest(plan, cell))[
             purify_stage.key(cell.images, cell.shift, cell.defense)
         ]
@@ -150,23 +153,28 @@ def _observe(plan: Plan, wanted: Wanted, source: Part | None) -> Made:
         columns |= _attack_columns(plan, cell, table, attacked, clean)
         purified = None
         seen = attacked
-        if cell.defense != NONE:
+        if cell.defense != NONE and not _is_random(plan, cell):
             method, rounds = purify_stage.build(plan, cell.defense)
             purified = repeat(method, attacked, rounds)
             seen = purified.images
         columns |= purify_stage.quality(clean, seen, purified)
-    elif cell.defense != NONE:
+    elif cell.defense != NONE and not _is_random(plan, cell):
         table = store.part_table(_purified_manifest(plan, cell), source)  # type: ignore[arg-type]
         keep = _rows_of(table.column("sample_id").to_pylist(), image_set.sample_ids, source)
         table = table.take(keep)
         seen = purify_stage.unpack(table)
         columns |= {name: table.column(name) for name in ("psnr", "ssim", "bpp_file", "bpp_payload")}
-    logits, features = engine.predict(
+    look = partial(
+        engine.predict,
         attack_stage.classifier(cell.model),
-        seen,
         batch_size=plan.run.batch_size,
         with_features=bool(wanted.scores) and _has_head(cell.model),
     )
+    if _is_random(plan, cell):
+        logits, features, drawn = _over_draws(plan, cell, image_set, seen, look)
+        columns |= purify_stage.quality(clean, drawn.pop("first_draw"), None) | drawn
+    else:
+        logits, features = look(seen)
     columns |= judge(logits, image_set.labels, columns.get("bound_violation"))
     columns.pop("bound_violation", None)
     columns |= key_columns(plan, cell)
@@ -178,6 +186,42 @@ def _observe(plan: Plan, wanted: Wanted, source: Part | None) -> Made:
         "features": features,
     }
     return store.table_from_columns(columns, store.schema(store.OBSERVED_FIELDS)), {"cell": plan.cell_id(cell)}, None
+
+
+def _is_random(plan: Plan, cell: Cell) -> bool:
+    return cell.defense != NONE and plan.catalogue.defense(cell.defense).is_random
+
+
+def _over_draws(
+    plan: Plan, cell: Cell, image_set: Any, images: np.ndarray, look: Any
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    """(mean logits, mean features, the columns of a random defense): fresh draws, which no attack has seen.
+
+    ``pred`` comes from the mean logits; ``p_correct`` is the share of single draws that are right, which is what
+    accuracies average.
+    """
+    from windtunnel import engine
+
+    method, rounds = purify_stage.build(plan, cell.defense)
+    streams = engine.RowRandom.keyed(DEFENSE_SEED, [f"{s}\0judge" for s in image_set.sample_ids]).streams
+    logits, features, first = [], [], images
+    for draw in range(engine.JUDGING_DRAWS):
+        seen = repeat(method, images, rounds, streams).images
+        first = seen if draw == 0 else first
+        z, h = look(seen)
+        logits.append(z)
+        features.append(h)
+    n = len(images)
+    found: dict[str, Any] = {
+        "first_draw": first,
+        "n_draws": np.full(n, engine.JUDGING_DRAWS),
+        "defense_seed": np.full(n, DEFENSE_SEED),
+    }
+    if image_set.labels is not None:
+        right = [(z.argmax(1) == image_set.labels) & np.isfinite(z).all(1) for z in logits]
+        found["p_correct"] = np.mean(right, axis=0)
+    mean = np.mean(logits, axis=0, dtype=np.float64).astype(np.float32)
+    return mean, None if features[0] is None else np.mean(features, axis=0, dtype=np.float64).astype(np.float32), found
 
 
 def judge(logits: np.ndarray, labels: np.ndarray | None, bound_violation: np.ndarray | None = None) -> dict[str, Any]:
@@ -220,7 +264,7 @@ def _attack_columns(plan: Plan, cell: Cell, table: Any, attacked: np.ndarray, cl
         "linf": np.abs(difference).max(axis=1).astype(np.float32),
         "l2": np.sqrt((difference**2).sum(axis=1)).astype(np.float32),
         "success_float": success,
-        "broken_by": [cell.attack.attack if s else None for s in success] if cell.attack else None,
+        "broken_by": table.column("broken_by"),
         "broken_at": table.column("first_success"),
         "n_forward": table.column("n_forward"),
         "n_backward": table.column("n_backward"),

@@ -11,6 +11,7 @@ from windtunnel import store
 from windtunnel.catalogue import NONE
 from windtunnel.plan import Cell, Plan
 from windtunnel.present import names
+from windtunnel.present.select import Composed
 from windtunnel.stages import attack as attack_stage
 from windtunnel.stages import images as image_stage
 from windtunnel.stages import observe as observe_stage
@@ -27,7 +28,8 @@ def write_tables(plan: Plan) -> None:
     from windtunnel.present import render, tables
 
     metrics, cells = store.load("results", "metrics"), store.load("results", "cells")
-    made = tables.all_tables(metrics, cells, trivial_rows(plan))
+    samples = store.load("results", "samples", tables.SAMPLE_COLUMNS)
+    made = tables.all_tables(metrics, cells, trivial_rows(plan), samples=samples, composed=composed(plan))
     written = render.write_tables(PRINTED, made)
     store.write_json(PRINTED / "index.json", {"run": plan.run.name, "files": sorted({p.name for p in written})})
 
@@ -38,11 +40,32 @@ def write_figures(plan: Plan) -> None:
 
     metrics, cells = store.load("results", "metrics"), store.load("results", "cells")
     samples = store.load("results", "samples")
-    made = figures.all_figures(samples, metrics, cells, pictures(plan, samples))
+    made = figures.all_figures(
+        samples,
+        metrics,
+        cells,
+        pictures(plan, samples),
+        diagnostics=store.load("results", "diagnostics"),
+        composed=composed(plan),
+    )
     missing = set(names.FIGURE_NAMES) ^ set(made)
     if missing:
         raise store.StoreError(f"windtunnel/present/names.py and the figures disagree about {sorted(missing)}")
     render.write_figures(FIGURES, made)
+
+
+def composed(plan: Plan) -> Composed:
+    """What the catalogue knows of the run's names: members of batteries and ensembles, nearest-image attacks."""
+    keys = {w.cell.attack for w in plan.cells if w.cell.attack is not None}
+    attacks = {name: plan.catalogue.attack(name) for name in sorted({k.attack for k in keys})}
+    sources = {name: plan.catalogue.members(name) for name in sorted({k.model for k in keys})}
+    measured = {k.diagnostic for found in plan.diagnostic_jobs.values() for k in found}
+    return Composed(
+        batteries={n: tuple(m.name for m in a.members) for n, a in attacks.items() if len(a.members) > 1},
+        ensembles={n: tuple(members) for n, members in sources.items() if len(members) > 1},
+        diagnostics={n: plan.catalogue.diagnostic(n)[0].label for n in sorted(measured)},
+        nearest=frozenset(n for n, a in attacks.items() if all(m.constant("minimal_norm", False) for m in a.members)),
+    )
 
 
 def pictures(plan: Plan, samples: pd.DataFrame) -> list:

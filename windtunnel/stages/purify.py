@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from windtunnel import registry, store
+from windtunnel.defenses._chain import Chain
 from windtunnel.defenses.base import Defense, Purified, repeat
 from windtunnel.jobs import Made, Making, make_parts
 from windtunnel.metrics.quality import bits_per_pixel, psnr, ssim
@@ -20,7 +21,10 @@ from windtunnel.stages import images as image_stage
 def build(plan: Plan, name: str) -> tuple[Defense, int]:
     """A defense object and its rounds, by name."""
     choice = plan.catalogue.defense(name)
-    return registry.load("defense", choice.entry.method, plan.catalogue.base)(**choice.settings), choice.rounds
+    made = [
+        registry.load("defense", c.entry.method, plan.catalogue.base)(**c.settings) for c in choice.stages or (choice,)
+    ]
+    return (Chain(stages=tuple(made)) if choice.stages else made[0]), choice.rounds
 
 
 def purify_shared(plan: Plan, dataset: str, family: str, manifest: Path, *, attempt: int = 1) -> None:

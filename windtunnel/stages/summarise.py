@@ -634,6 +634,35 @@ def _paired_t(summary: intervals.SeedSummary) -> float | None:
     return float(2 * stats.t.sf(abs(summary.mean) / (summary.sd / summary.seeds**0.5), summary.seeds - 1))
 
 
+# ---------------------------------------------------------------------------------------------------------- diagnostics
+
+
+def diagnostic_metrics(measured: pd.DataFrame, *, replicates: int = 1000, seed: int = 0) -> list[Row]:
+    """The mean of every quantity of every measurement over the samples that it is defined for, with its interval.
+
+    ``measured`` in the schema of ``diagnostics.parquet``; the metric is named ``<diagnostic>.<quantity>``.
+    """
+    keys = ["dataset", "split", "shift", "model", "model_seed", "defense", "through", "threat", "eps"]
+    rows: list[Row] = []
+    for values, part in measured.groupby([*keys, "diagnostic", "quantity"], sort=True, dropna=False):
+        key = dict(zip(keys, values, strict=False))
+        diagnostic, quantity = values[-2:]
+        known = part.dropna(subset="value").sort_values("sample_id")
+        sources = known["source_id"].where(known["source_id"].notna(), known["sample_id"])
+        found = intervals.mean_estimate(
+            known["value"].to_numpy(dtype=np.float64), sources.to_numpy(dtype=object), replicates=replicates, seed=seed
+        ) if len(known) else None  # fmt: skip
+        absent = len(part) - len(known)
+        rows.append(
+            key
+            | {"model_seed": int(key["model_seed"]), "role": "id", "metric": f"{diagnostic}.{quantity}"}
+            | {"group_id": store.short_id(["diagnostic", *(str(v) for v in values)]), "members": []}
+            | (_estimate(found) if found else {"value": None, "n": 0})
+            | {"note": f"not defined for {absent} of {len(part)} samples" if absent else None}
+        )
+    return rows
+
+
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
@@ -731,15 +760,15 @@ CELL_FIELDS: list[tuple[str, pa.DataType]] = [
 ]  # fmt: skip
 
 
-def cells_table(samples: pd.DataFrame, cell_infos: Iterable[Info]) -> pa.Table:
+def cells_table(samples: pd.DataFrame, cell_infos: Iterable[Info], diagnostics: pd.DataFrame | None = None) -> pa.Table:
     """One row per cell of the run, in the schema of ``cells.parquet``: keys, row counts, record, checks.
 
     ``samples`` of the whole run (columns ``windtunnel.checks.base.COLUMNS`` and ``eps_255`` suffice); ``cell_infos``
-    one entry per cell, those included that failed and left no rows. Raises ValueError for rows of a cell without an
-    entry.
+    one entry per cell, those included that failed and left no rows; ``diagnostics`` the measurements that some checks
+    read. Raises ValueError for rows of a cell without an entry.
     """
     infos = {str(i["cell_id"]): dict(i) for i in cell_infos}
-    evidence = gather(samples, infos.values(), extra=("eps_255",))
+    evidence = gather(samples, infos.values(), extra=("eps_255",), diagnostics=diagnostics)
     unknown = sorted(set(evidence.by_id) - set(infos))
     if unknown:
         raise ValueError(f"{len(unknown)} cells have rows but no entry in the plan, the first is '{unknown[0]}'")

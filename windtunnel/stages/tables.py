@@ -17,10 +17,10 @@ from windtunnel.catalogue import NONE
 from windtunnel.checks.base import COLUMNS
 from windtunnel.metrics import detection
 from windtunnel.metrics.trivial import trivial_statistics
-from windtunnel.plan import Plan, Wanted, versions
+from windtunnel.plan import Cell, Plan, Wanted, versions
+from windtunnel.stages import diagnose, summarise
 from windtunnel.stages import images as image_stage
-from windtunnel.stages import summarise
-from windtunnel.stages.attack import key_name, model_folder
+from windtunnel.stages.attack import key_name, weights_digest
 from windtunnel.stages.observe import attacked_manifest, key_columns, manifest_of
 
 TABLE_METADATA = {"schema_version": store.SCHEMA_VERSION}
@@ -43,14 +43,44 @@ def write_metrics(plan: Plan, output: Path) -> None:
     """All models' numbers, with means over training seeds and paired tests between models."""
     tables = [store.read_table(Path("results/metrics") / f"{m}.parquet") for m in plan.groups]
     rows = [row for table in tables for row in table.to_pylist()]
-    store.write_table(output, summarise.metrics_table([*rows, *summarise.group_metrics(rows)]), TABLE_METADATA)
+    measured = summarise.diagnostic_metrics(_diagnostics(), replicates=plan.run.replicates)
+    whole = [*rows, *summarise.group_metrics(rows), *measured]
+    store.write_table(output, summarise.metrics_table(whole), TABLE_METADATA)
+
+
+def write_diagnostics(plan: Plan, output: Path) -> None:
+    """Every measurement around single images, sample by sample; without any an empty table."""
+    schema = store.schema(store.DIAGNOSTIC_FIELDS)
+    tables = [schema.empty_table()]
+    for keys in plan.diagnostic_jobs.values():
+        for key in keys:
+            manifest = diagnose.manifest_of(key)
+            part = store.read_manifest(manifest)[diagnose.key_name(key)]
+            if part.status != "ok":
+                continue  # the verdict names it
+            measured = store.part_table(manifest, part)
+            choice, model = plan.set_choice(key.images), plan.catalogue.model(key.model)
+            threat = plan.catalogue.threat(key.threat)
+            shared = {
+                "dataset": choice.dataset, "split": choice.split, "shift": NONE, "severity": None,
+                "model": model.family, "model_seed": model.seed, "defense": key.defense, "through": key.rule,
+                "threat": key.threat, "norm": threat.norm, "eps": threat.budget, "diagnostic": key.diagnostic,
+                "method": plan.catalogue.diagnostic(key.diagnostic)[1].name,
+            }  # fmt: skip
+            columns = {name: measured.column(name) for name in measured.column_names}
+            tables.append(store.table_from_columns(shared | columns, schema))
+    store.write_table(output, pa.concat_tables(tables), TABLE_METADATA)
 
 
 def write_cells(plan: Plan, output: Path) -> None:
     """One row per cell: settings, counts, checks, digests, versions, status."""
     samples = _samples(plan, plan.score_jobs, (*COLUMNS, "eps_255"), scores=False)
     infos = [_recorded(plan, cell_info(plan, w), w) for w in plan.cells]
-    store.write_table(output, summarise.cells_table(samples, infos), TABLE_METADATA)
+    store.write_table(
+        output,
+        summarise.cells_table(samples, infos, _diagnostics().assign(diagnostic=lambda d: d["method"])),
+        TABLE_METADATA,
+    )
 
 
 def write_costs(plan: Plan, output: Path) -> None:
@@ -59,6 +89,7 @@ def write_costs(plan: Plan, output: Path) -> None:
     jobs += [("images_build", d, Path(f"results/images/{d}/manifest.json")) for d in plan.datasets]
     jobs += [("images_shift", s, Path(f"results/images/{s}/shifted.json")) for s in plan.shifted_sets]
     jobs += [("purify_shared", f"{d}/{f}", Path(f"results/defended/{d}/{f}.json")) for d, f in plan.purified]
+    jobs += [("diagnose", f"{m}/{s}", Path(f"results/diagnosed/{m}/{s}.json")) for m, s in plan.diagnostic_jobs]
     jobs += [("attack", f"{m}/{s}/{b}", Path(f"results/attacked/{m}/{s}/{b}.json")) for m, s, b in plan.attack_jobs]
     jobs += [("observe", f"{m}/{b}", Path(f"results/observed/{m}/{b}.json")) for m, b in plan.observe_jobs]
     cells = {plan.cell_id(w.cell) for w in plan.cells}
@@ -102,6 +133,23 @@ def cell_info(plan: Plan, wanted: Wanted) -> dict[str, Any]:
         "fit_on": plan.run.fit_on if wanted.scores else None,
         "rule_is_generic": defense.only_generic if defense else None,
         "adversarially_trained": bool((choice.entry.recipe.get("training") or {}).get("adversarial")),
+        "defense_is_random": defense.is_random if defense else False,
+        **_attack_info(plan, cell),
+    }
+
+
+def _attack_info(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """What checks want to know of the attack behind a cell: of a battery its members' methods and settings."""
+    if cell.attack is None:
+        return {}
+    choice = plan.catalogue.attack(cell.attack.attack)
+    members = [{"method": m.method, "settings": m.settings} for m in choice.members]
+    single = members[0] if len(members) == 1 else {"method": "battery", "settings": {"members": members}}
+    return {
+        "attack_method": single["method"],
+        "attack_settings": {**single["settings"], "eot": choice.entry.eot},
+        "uses_gradient": choice.uses_gradient,
+        "source_members": plan.catalogue.members(cell.attack.model),
     }
 
 
@@ -117,18 +165,13 @@ def _recorded(plan: Plan, info: dict[str, Any], wanted: Wanted) -> dict[str, Any
     return {
         **info,
         "config_json": store.canonical_json(settings),
-        "weights_sha256": _weights(cell.model),
-        "source_weights_sha256": _weights(cell.attack.model) if cell.attack else None,
+        "weights_sha256": weights_digest(plan, cell.model),
+        "source_weights_sha256": weights_digest(plan, cell.attack.model) if cell.attack else None,
         "versions_json": store.canonical_json(versions()),
         "commit": _commit(),
         "status": observed.status,
         "reason": observed.reason,
     }
-
-
-@functools.cache
-def _weights(model: str) -> str:
-    return store.file_digest(model_folder(model) / "weights.safetensors")
 
 
 @functools.cache
@@ -155,6 +198,10 @@ def _costs_of(manifest: Path) -> list[tuple[str, dict[str, Any]]]:
     notes = [store.read_json(p) for p in sorted((store.parts_folder(manifest) / ".made").glob("*.json"))]
     by_key = {n["key"]: n.get("costs") or {} for n in notes if n["key"] in wanted}
     return [(key, by_key.get(key, {})) for key in wanted]
+
+
+def _diagnostics() -> pd.DataFrame:
+    return store.read_table("results/tables/diagnostics.parquet").to_pandas()
 
 
 def _samples(plan: Plan, jobs: Sequence[tuple[str, str]], columns: Sequence[str], *, scores: bool) -> pd.DataFrame:
@@ -228,4 +275,12 @@ def _both_directions(inside: np.ndarray, outside: np.ndarray) -> dict[str, float
     }
 
 
-__all__ = ["cell_info", "trivial_rows", "write_cells", "write_costs", "write_metrics", "write_group_metrics"]
+__all__ = [
+    "cell_info",
+    "trivial_rows",
+    "write_cells",
+    "write_costs",
+    "write_diagnostics",
+    "write_group_metrics",
+    "write_metrics",
+]

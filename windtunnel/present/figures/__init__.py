@@ -8,8 +8,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from windtunnel.present.figures.accuracy_against_epsilon import accuracy_against_epsilon
+from windtunnel.present.figures.convergence import convergence
 from windtunnel.present.figures.gallery import Picture, gallery
+from windtunnel.present.figures.landscape import landscape
 from windtunnel.present.figures.ood_defended import ood_defended
+from windtunnel.present.figures.perturbation import perturbation
 from windtunnel.present.figures.rate_accuracy import rate_accuracy
 from windtunnel.present.figures.reliability import reliability
 from windtunnel.present.figures.roc import roc
@@ -17,32 +20,46 @@ from windtunnel.present.figures.score_histograms import score_histograms
 from windtunnel.present.figures.sequential_jpeg import sequential_jpeg
 from windtunnel.present.figures.transfer import transfer
 from windtunnel.present.names import FIGURE_NAMES
+from windtunnel.present.select import SIMPLE, Composed
+from windtunnel.store import DIAGNOSTIC_FIELDS
 
 FIGURES = FIGURE_NAMES
 """Names of all figures in the order of the report: what ``present_figures`` declares as output."""
 
 
 def all_figures(
-    samples: pd.DataFrame, metrics: pd.DataFrame, cells: pd.DataFrame, pictures: Sequence[Picture] = ()
+    samples: pd.DataFrame,
+    metrics: pd.DataFrame,
+    cells: pd.DataFrame,
+    pictures: Sequence[Picture] = (),
+    *,
+    diagnostics: pd.DataFrame | None = None,
+    composed: Composed = SIMPLE,
 ) -> dict[str, Figure]:
     """Every figure by name. One whose rows this run lacks says so in words, so that no declared file is ever
-    missing.
+    missing. ``composed`` says which names are batteries, ensembles and attacks that look for the nearest image.
     """
+    if diagnostics is None:
+        diagnostics = pd.DataFrame(columns=[name for name, _ in DIAGNOSTIC_FIELDS])
     made = {
         "sequential_jpeg": sequential_jpeg(metrics, cells),
         "accuracy_against_epsilon": accuracy_against_epsilon(metrics, cells),
+        "convergence": convergence(samples, composed),
+        "perturbation": perturbation(samples, metrics, diagnostics, composed),
         "rate_accuracy": rate_accuracy(metrics, cells),
         "gallery": gallery(pictures),
         "score_histograms": score_histograms(samples, metrics),
         "roc": roc(samples, metrics),
         "ood_defended": ood_defended(metrics),
         "reliability": reliability(samples, metrics),
-        "transfer": transfer(metrics),
+        "transfer": transfer(metrics, composed),
+        "landscape": landscape(metrics, diagnostics),
     }
     return {name: made[name] for name in FIGURES}
 
 
 __all__ = [
-    "FIGURES", "Picture", "accuracy_against_epsilon", "all_figures", "gallery", "ood_defended", "rate_accuracy",
-    "reliability", "roc", "score_histograms", "sequential_jpeg", "transfer",
+    "FIGURES", "Picture", "accuracy_against_epsilon", "all_figures", "convergence", "gallery", "landscape",
+    "ood_defended", "perturbation", "rate_accuracy", "reliability", "roc", "score_histograms", "sequential_jpeg",
+    "transfer",
 ]  # fmt: skip

@@ -71,11 +71,12 @@ def accuracy_against_epsilon(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figu
         handles.append(Line2D([], [], color=style.MUTED, linestyle=(0, (1, 1.4)), label="sign noise of the same size"))
     panels[0].legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0)
     attacks = sorted({words.attack(a) for a in attacked_rows(metrics)["attack"] if a not in NOISE})
+    named = ", ".join(attacks) if len(attacks) <= 5 else f"{len(attacks)} of them"
     n = f"n = {min(counts)}" + (f" to {max(counts)}" if len(counts) > 1 else "") if counts else ""
     style.heading(
         figure,
         "Undefended models: accuracy falls with the attack's budget" if _falls(worst) else TITLE,
-        f"Share of samples correct clean and under every attack of the run ({', '.join(attacks)}); {n}, 95 % bands.",
+        f"Share of samples correct clean and under every attack of the run ({named}); {n}, 95 % bands.",
     )
     return figure
 
