@@ -7,19 +7,15 @@ snakemake --cores 8 attacks_full every attack, defense and diagnostic (config/at
 snakemake --cores 8 --configfile config/tiny.yaml      another run
 """
 
-import os
-import sys
-
 from snakemake.utils import min_version
 
 min_version("9.10")
 
 
-# A run with a config of its own is asked for by its target; jobs on other machines learn it from the environment.
-NAMED_RUN = next((r for r in ("attacks_full",) if r in sys.argv[1:] or os.environ.get("WINDTUNNEL_RUN") == r), None)
+include: "rules/library.smk"
+
+
 if not workflow.overwrite_configfiles:
-    if NAMED_RUN:
-        os.environ["WINDTUNNEL_RUN"] = NAMED_RUN
 
     configfile: f"config/{NAMED_RUN or 'config'}.yaml"
 

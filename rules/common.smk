@@ -3,22 +3,8 @@
 In: the config. Out: PLAN and the helpers below. Nothing here computes.
 """
 
-import os
 import sys
 from pathlib import Path
-
-for variable, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "passive"), ("MKL_NUM_THREADS", "1")):
-    os.environ.setdefault(variable, value)
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-
-try:
-    from windtunnel import RESOURCES, jobs, lock
-    from windtunnel.catalogue import ConfigError
-    from windtunnel.plan import Plan
-except ModuleNotFoundError as error:
-    raise WorkflowError(
-        f"{error}: the library 'windtunnel' is not installed in this environment; run 'make' once, or 'pip install -e .'"
-    )
 
 from windtunnel.present.names import FIGURE_NAMES, TABLE_NAMES
 

@@ -118,3 +118,12 @@ def test_lock_file_pyproject_and_envs_agree() -> None:
     env = yaml.safe_load((ROOT / "envs" / "windtunnel.yaml").read_text())
     pip = next(d["pip"] for d in env["dependencies"] if isinstance(d, dict))
     assert dict(line.split("==") for line in pip) == {k: v for k, v in pins.items() if k != "torchattacks"}
+
+
+def test_the_documentation_names_every_attack_and_battery_and_every_diagnostic() -> None:
+    attacks = (ROOT / "docs" / "attacks.md").read_text()
+    missing = [m for m in registry.names("attack") if f"`{m}`" not in attacks]
+    missing += [name for name, entry in builtin().attacks.items() if entry.members and f"`{name}`" not in attacks]
+    assert not missing, f"docs/attacks.md says nothing of {missing}"
+    diagnostics = (ROOT / "docs" / "attacks" / "diagnostics.md").read_text()
+    assert not [m for m in registry.names("diagnostic") if m not in diagnostics]

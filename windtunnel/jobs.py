@@ -58,6 +58,26 @@ class Making:
     file: str | None = None
 
 
+NAMED_RUN = "WINDTUNNEL_RUN"
+
+
+def use_this_python() -> None:
+    """Jobs that are shell commands find this environment's programs first, activated or not."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def named_run(names: Sequence[str]) -> str | None:
+    """Which of the runs with a config of their own was asked for on the command line, if any.
+
+    Jobs on other machines do not see that command line: they learn it from the environment, which they inherit.
+    """
+    found = next((n for n in names if n in sys.argv[1:]), None) or os.environ.get(NAMED_RUN)
+    if found in names:
+        os.environ[NAMED_RUN] = str(found)
+        return found
+    return None
+
+
 @contextmanager
 def script(snakemake: Any) -> Iterator[Plan]:
     """The frame of every script: output goes to the rule's log; an error is one sentence, there and on screen."""
