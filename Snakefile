@@ -3,7 +3,7 @@
 snakemake --cores 8              the whole run of config/config.yaml: tables, figures, results/report.html
 snakemake --cores 8 tables       up to a milestone: images, models, attacks, defenses, scores, tables, figures
 snakemake bill                   what the run would cost, before it runs; a dry run (-n) says it too
-snakemake --cores 8 attacks_full every attack, defense and diagnostic (config/attacks_full.yaml), for hours instead of minutes
+snakemake --cores 8 attacks_full every attack, adaptive ones and diagnostics: config/attacks_full.yaml in runs/attacks_full, for hours
 snakemake --cores 8 --configfile config/tiny.yaml      another run
 """
 
@@ -17,7 +17,13 @@ include: "rules/library.smk"
 
 if not workflow.overwrite_configfiles:
 
-    configfile: f"config/{NAMED_RUN or 'config'}.yaml"
+    configfile: f"{workflow.basedir}/config/{NAMED_RUN}.yaml" if NAMED_RUN else "config/config.yaml"
+
+
+if NAMED_RUN and not workflow.overwrite_configfiles:
+
+    # a folder of its own: two runs in one folder would remove each other's parts
+    workdir: jobs.folder_of(NAMED_RUN)
 
 
 container: "docker://python:3.11"

@@ -7,4 +7,5 @@ from windtunnel.jobs import script
 with script(snakemake) as plan:
     from windtunnel.jobs import verdict
 
-    verdict(list(snakemake.input.manifests), Path(snakemake.output[0]))
+    folders = [Path(folder) for folder in plan.surrogates.values()]
+    verdict(list(snakemake.input.manifests), Path(snakemake.output[0]), folders)

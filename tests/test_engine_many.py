@@ -90,6 +90,8 @@ def test_a_battery_in_full_mode_takes_every_member_to_its_end_and_keeps_the_wors
 class Pair(torch.nn.Module):
     """The mean of two models' logits, and the models themselves."""
 
+    is_ensemble = True
+
     def __init__(self, *members: torch.nn.Module) -> None:
         super().__init__()
         self.members = torch.nn.ModuleList(members)
@@ -244,6 +246,57 @@ def test_dice_belong_to_the_sample_not_to_the_batch() -> None:
     assert (other.best_margin != whole.best_margin).any()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Brighter(Attack):
+    """Raises every pixel by ``share`` of the budget."""
+
+    uses_gradient: ClassVar[bool] = False
+    share: float = 1.0
+
+    @property
+    def max_steps(self) -> int:
+        return 1
+
+    def init(self, x0: Any, y: Any, eps: Any, norm: str, generators: Any, query: Any) -> Any:
+        return {"x": x0}
+
+    def step(self, rows: Any, norm: str, generators: Any, query: Any) -> Any:
+        query.logits(rows["x"])
+        return {"x": rows["x0"] + (self.share * rows["eps"]).view(-1, 1, 1, 1).to(rows["x0"].dtype)}
+
+
+class Step(torch.nn.Module):
+    """Class 1 above .5, with a margin that *falls* with brightness beyond: a larger margin is not a likelier error."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.flatten(1).double().mean(1)
+        z = torch.where(mean > 0.5, 10 * (1 - mean), mean - 0.5)
+        return torch.stack([-z, z], dim=1)
+
+
+class Tilted(Coin):
+    """Up by twice the step at one draw in three, else down: what is right on which draws depends on the brightness."""
+
+    def purify_drawn(self, images: np.ndarray, draw: Mapping[str, np.ndarray]) -> Purified:
+        move = np.where(draw["up"], 2 * self.step, -self.step / 2).astype(np.float32)
+        return Purified(np.clip(images + move[:, None, None, None], 0, 1))
+
+
+def test_a_battery_on_a_random_defense_keeps_the_image_that_most_draws_get_wrong() -> None:
+    """In either order: not the image with the larger mean margin, and not the first below one half."""
+    x, y = grey([0.40] * 6), np.zeros(6, dtype=np.int64)
+    kwargs: dict[str, Any] = {"eps": 0.2, "norm": "linf", "mode": "full", "defense": Tilted(0.1, share=0.4)}
+    little, much = ("little", Brighter(share=0.4)), ("much", Brighter(share=1.0))
+    alone = [run_attack(Step().eval(), a, x, y, ids(6), **kwargs) for _, a in (little, much)]
+    least = np.minimum(alone[0].p_correct.data, alone[1].p_correct.data)
+    assert (alone[1].p_correct.data < alone[0].p_correct.data).any(), "the planted case no longer tells them apart"
+    for members in ((little, much), (much, little)):
+        both, _ = run_battery(Step().eval(), members, x, y, ids(6), **kwargs)
+        np.testing.assert_array_equal(both.p_correct.data, least)
+        assert not both.p_correct.mask.any()
+    assert run_attack(Step().eval(), much[1], x, y, ids(6), eps=0.2, norm="linf").p_correct.mask.all()
+
+
 def test_a_random_defense_is_refused_where_its_dice_would_be_lost() -> None:
     x, y = grey([0.4]), np.zeros(1, dtype=np.int64)
     model, coin = Brightness().eval(), Coin(0.1)
@@ -309,6 +362,24 @@ def test_the_losses_are_those_of_the_mean_draw(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(engine, "CHOOSING_DRAWS", 3)
     fewer = run_attack(model, PGD(steps=2), x, y, ids(2), **kwargs, eot=1)
     assert (one.n_forward - fewer.n_forward == 3 * 7).all()
+
+
+def test_a_sample_leaves_a_search_only_with_an_image_that_fools_as_stored() -> None:
+    """PGD in steps of .3 levels over a boundary at 4.1: the float image crosses it at 4.2, the stored one at 4.5."""
+    model, _, _ = linear_samples(1)
+    x = np.full((1, 3, 8, 8), 120 / 255, dtype=np.float32)
+    gap = float(np.abs(model.w.numpy()).sum()) / 255
+    model.bias += -float(model.score(torch.from_numpy(x))) + 4.1 * gap
+    attack = PGD(steps=26, step_size=0.3 / 8, random_start=False)
+    options: dict[str, Any] = {"eps": 8 / 255, "norm": "linf", "mode": "search"}
+    y = np.zeros(1, dtype=np.int64)
+    in_float = run_attack(model, attack, x, y, ids(1), **options)
+    stored = engine.as_stored(engine.store_linf(in_float.best, x, 8 / 255))
+    assert in_float.success.all() and model(torch.from_numpy(stored)).argmax(1).item() == 0, "nothing was lost"
+    kept = run_attack(model, attack, x, y, ids(1), **options, to_be_stored=True)
+    assert kept.success.all() and model(torch.from_numpy(kept.best)).argmax(1).item() == 1
+    np.testing.assert_array_equal(engine.as_stored(engine.store_linf(kept.best, x, 8 / 255)), kept.best)
+    assert kept.first_success[0] > in_float.first_success[0]
 
 
 def test_a_nearest_image_counts_only_as_it_will_be_stored() -> None:

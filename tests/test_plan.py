@@ -330,3 +330,17 @@ def test_diagnostics_are_checked_and_are_jobs_of_their_own() -> None:
         assert piece in text, piece
     text = "\n".join(problems(block(), diagnostics=[{**wanted, "diagnostic": "x"}]))
     assert "unknown key; did you mean 'diagnostics'?" in text
+
+
+def test_images_made_behind_one_defense_are_judged_behind_another() -> None:
+    wanted = block(attacks="pgd20", threats="linf-8", defenses=["none", "jpeg-50-x10"], through="surrogate-1")
+    crossed = plan({**wanted, "made_behind": "jpeg-50"})
+    found = [(w.cell.attack.defense, w.cell.attack.rule, w.cell.defense) for w in crossed.cells if w.cell.attack]
+    assert found == [("jpeg-50", "surrogate-1", "none"), ("jpeg-50", "surrogate-1", "jpeg-50-x10")]
+    assert len(crossed.attack_jobs) == 1
+    text = "\n".join(problems({**wanted, "made_behind": "jpeg-50", "mode": "search"}))
+    assert "may not be judged behind another defense" in text
+    text = "\n".join(problems({**wanted, "made_behind": "jpg-50"}))
+    assert "made_behind[0]: unknown defense" in text
+    text = "\n".join(problems(block(attacks="pgd20", threats="linf-8", defenses="jpeg-50", made_behind="jpeg-50-x2")))
+    assert "say by which backward rules under through" in text

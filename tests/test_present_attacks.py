@@ -19,6 +19,7 @@ from windtunnel.present import figures, render, style, tables, words, words_diag
 from windtunnel.present.figures._curves import share_curve
 from windtunnel.present.layout import Table
 from windtunnel.present.select import Composed
+from windtunnel.stages.summarise import diagnostic_metrics
 
 
 @pytest.fixture(scope="module")
@@ -252,16 +253,114 @@ def test_catalogue_names_of_diagnostics_keep_what_they_add() -> None:
     assert words_diagnostics.quantity("min-perturbation-l2", "distance").title == "distance"
 
 
+def boxes_of(figure: Figure) -> list[matplotlib.axes.Axes]:
+    """The panels of quartiles: those without a picture."""
+    return [a for a in figure.axes if a.get_title(loc="left").startswith(("roughness", "monotone", "wrong"))]
+
+
 def test_the_landscape_shows_quantiles_and_the_metrics_mean(drawn: dict[str, Figure]) -> None:
     _, metrics, _, measured = attacked_run()
     values = measured[(measured["diagnostic"] == "landscape") & (measured["quantity"] == "roughness")]
     values = values[values["model"] == "digits-at"]["value"].dropna().to_numpy(float)
-    box = drawn["landscape"].axes[0].patches[0]
+    axes = boxes_of(drawn["landscape"])[0]
+    box = axes.patches[0]
     assert (box.get_x(), box.get_x() + box.get_width()) == pytest.approx(tuple(np.quantile(values, [0.25, 0.75])))
-    dots = [line for line in drawn["landscape"].axes[0].get_lines() if line.get_marker() == "o"]
+    dots = [line for line in axes.get_lines() if line.get_marker() == "o"]
     row = one(metrics, metric="landscape.roughness", model="digits-at")
     assert dots[0].get_xdata()[0] == row["value"]
     assert "digits-cnn, JPEG-50\n(surrogate, one round)" in words_of(drawn["landscape"])
+    assert not slices_of(drawn["landscape"]) and "Slices" not in words_of(drawn["landscape"])
+
+
+POINTS, SPAN = 5, 2.0
+
+
+def sliced_run(norm: str = "linf") -> pd.DataFrame:
+    """The measurements with slices: margins that rise by 1 (digits-at) or 4 per step along the gradient, from a value
+    per sample; 'digits-cnn' has none of the first sample, behind JPEG-50 none of the second.
+    """
+    _, _, _, measured = attacked_run()
+    base = measured[(measured["diagnostic"] == "landscape") & (measured["quantity"] == "roughness")]
+    base = base.assign(norm=norm)
+    missing = {("digits-cnn", "none"): "test-00000", ("digits-cnn", "jpeg-50"): "test-00001"}
+    none = [missing.get((m, d)) == i for m, d, i in zip(base["model"], base["defense"], base["sample_id"], strict=True)]
+    number = base["sample_id"].str[-5:].astype(int).to_numpy(float)
+    steep = np.where(base["model"] == "digits-at", 1.0, 4.0)
+    parts = [measured.assign(norm=norm), base.assign(quantity="slice_span", value=np.where(none, np.nan, SPAN))]
+    for row in range(POINTS):
+        for column in range(POINTS):
+            values = steep * (row - POINTS // 2) + 0.1 * column - 0.05 * number
+            parts.append(base.assign(quantity=f"slice_{row}_{column}", value=np.where(none, np.nan, values)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def slices_of(figure: Figure) -> list[matplotlib.collections.QuadMesh]:
+    """The pictures of slices in the order of drawing; the colour bar is one, too, and left out."""
+    return [
+        mesh for axes in figure.axes if axes.get_label() != "<colorbar>" for mesh in axes.collections
+        if isinstance(mesh, matplotlib.collections.QuadMesh)
+    ]  # fmt: skip
+
+
+def test_slices_are_no_rows_of_metrics_nor_of_the_table() -> None:
+    _, metrics, _, measured = attacked_run()
+    sliced = diagnostic_metrics(sliced_run(), replicates=20)
+    assert len(sliced_run()) > len(measured) and sliced == diagnostic_metrics(measured, replicates=20)
+    assert not metrics["metric"].str.contains("slice_").any()
+    assert diagnostic_metrics(measured.iloc[:0]) == []
+
+
+def test_the_landscape_draws_the_mean_slice_and_the_first_samples_that_all_have() -> None:
+    _, metrics, _, _ = attacked_run()
+    measured = sliced_run()
+    figure = figures.landscape(metrics, measured.sample(frac=1, random_state=0))
+    drawn = slices_of(figure)
+    assert len(drawn) == 3 * len(PIPELINES)  # mean, two samples; rows: digits-at, digits-cnn, digits-cnn with JPEG-50
+    titles = [a.get_title() for a in figure.axes if a.get_title()]
+    assert titles == ["mean", "test-00002", "test-00003"]
+    names = [f"slice_{r}_{c}" for r in range(POINTS) for c in range(POINTS)]
+    rows = (("digits-at", "none"), ("digits-cnn", "none"), ("digits-cnn", "jpeg-50"))
+    for place, (model, defense) in enumerate(rows):
+        own = measured[(measured["model"] == model) & (measured["defense"] == defense)]
+        wide = own.pivot(index="sample_id", columns="quantity", values="value")[names].dropna().astype(float)
+        assert len(wide) == (40 if model == "digits-at" else 39) and f"mean of {len(wide)}" in words_of(figure)
+        shown = [np.asarray(mesh.get_array()).ravel() for mesh in drawn[3 * place : 3 * place + 3]]
+        assert shown[0] == pytest.approx(wide.mean().to_numpy())
+        assert shown[1] == pytest.approx(wide.loc["test-00002"].to_numpy())
+        assert shown[2] == pytest.approx(wide.loc["test-00003"].to_numpy())
+    limits = {mesh.get_clim() for mesh in drawn}
+    ((low, high),) = limits  # one scale for all, around 0
+    assert low == -high < 0
+    assert boxes_of(figure)[0].patches and len(boxes_of(figure)) == 3
+    assert style.svg_bytes(figure) == style.svg_bytes(figures.landscape(metrics, measured))
+
+
+def test_the_zero_line_stands_where_the_margin_is_zero_and_nowhere_else() -> None:
+    _, metrics, _, _ = attacked_run()
+    measured = sliced_run()
+    figure = figures.landscape(metrics, measured)
+    panels = [mesh.axes for mesh in slices_of(figure)]
+    for place, steep in ((1, 1.0), (4, 4.0)):  # sample 2: steep * (a / step) + 0.1 * column - 0.1 = 0
+        (line,) = [c for c in panels[place].collections if isinstance(c, matplotlib.contour.ContourSet)]
+        vertices = np.concatenate([path.vertices for path in line.get_paths()])
+        column = vertices[:, 0] + SPAN  # one step of the grid is one eps here
+        assert np.abs(steep * vertices[:, 1] + 0.1 * column - 0.1).max() < 1e-6
+        assert vertices[:, 0].min() == -SPAN and vertices[:, 0].max() == SPAN
+    is_slice = measured["quantity"].str.startswith("slice_") & (measured["quantity"] != "slice_span")
+    never = measured.assign(value=measured["value"].where(~is_slice, -measured["value"].abs() - 1))
+    for mesh in slices_of(figures.landscape(metrics, never)):
+        assert not [c for c in mesh.axes.collections if isinstance(c, matplotlib.contour.ContourSet)]
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("linf", matplotlib.patches.Polygon), ("l2", matplotlib.patches.Circle)])
+def test_the_budget_is_marked_as_the_square_and_as_the_ball(norm: str, kind: type) -> None:
+    _, metrics, _, _ = attacked_run()
+    for mesh in slices_of(figures.landscape(metrics, sliced_run(norm))):
+        square, ball = mesh.axes.patches
+        assert square.get_bbox().extents.tolist() == [-1, -1, 1, 1]
+        assert isinstance(ball, kind)
+        corners = ball.get_path().transformed(ball.get_patch_transform()).vertices
+        assert np.abs(corners).max() == pytest.approx(1.0)
 
 
 # --------------------------------------------------------------------------------------------------------------- curves

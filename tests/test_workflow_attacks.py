@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from workflow import ROOT, SNAKEMAKE, Run, planned_rules
+from workflow import SNAKEMAKE, Run, planned_rules
 
 import windtunnel
 
@@ -141,10 +141,11 @@ def test_measurements_have_a_table_numbers_with_intervals_and_feed_the_checks(fi
     assert cells.loc[cells["defense"] == CHAIN, "check_gradient_direction"].isna().all()
 
 
-def test_the_full_run_is_a_target_with_a_bill() -> None:
+def test_the_full_run_is_a_target_with_a_bill_and_a_folder_of_its_own(tmp_path: Path) -> None:
     found = subprocess.run(
         [*SNAKEMAKE, "--dry-run", "--quiet", "rules", "--", "attacks_full"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"] and (tmp_path / "runs" / "attacks_full").is_dir()
     assert "The bill of 'all attacks'" in found.stderr
     assert "gradient evaluations" in found.stderr

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -29,6 +29,9 @@ from windtunnel.registry import MethodCard, did_you_mean
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NONE = "none"
 BARE = "bare"
+if TYPE_CHECKING:
+    from windtunnel.attacks._torchattacks_audit import Verdict
+
 FOLDER = Path(__file__).parent / "catalogue"
 THEN = "-then-"
 """Joins the stages of a composition in a defense's name, in the order in which they are applied."""
@@ -229,6 +232,9 @@ class Block(BaseModel):
     through: Literal["all"] | tuple[str, ...] = Field(
         default=(), description="backward rules by which attacks see the defense"
     )
+    made_behind: tuple[str, ...] = Field(
+        default=(), description="defenses that the attack sees instead of the judged ones"
+    )
     role: Literal["ood"] | Role | None = Field(default=None, description="asserts the role of the image sets")
     scores: Literal["all"] | tuple[str, ...] = ()
     batch: str | None = Field(
@@ -245,6 +251,7 @@ class Block(BaseModel):
         "iterates",
         "sources",
         "defenses",
+        "made_behind",
         mode="before",
     )
     @classmethod
@@ -350,8 +357,30 @@ class AttackMember:
         return self.card.constants.get(name, default)
 
     @property
+    def verdict(self) -> Verdict | None:
+        """Of a foreign attack what is known of its class; a class without a verdict is refused when it is built."""
+        if self.method != "torchattacks":
+            return None
+        from windtunnel.attacks._torchattacks_audit import VERDICTS
+
+        return VERDICTS.get(str(self.settings.get("class_name")))
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms that it is defined for."""
+        return self.verdict.norms if self.verdict else tuple(self.constant("norms", ("linf",)))
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether its direction comes from a gradient."""
+        return self.verdict.uses_gradient if self.verdict else bool(self.constant("uses_gradient", True))
+
+    @property
     def queries(self) -> int:
         """Queries per sample: the product of the settings that the method's ``bill`` names (null counts as 1)."""
+        if self.verdict:
+            length = self.settings.get("arguments", {}).get(self.verdict.length)
+            return length if isinstance(length, int) else 10
         return math.prod(int(self.settings[name] or 1) for name in self.constant("bill", ()))
 
 
@@ -366,9 +395,7 @@ class AttackChoice:
     @property
     def norms(self) -> tuple[str, ...]:
         """The norms that every member is defined for."""
-        return tuple(
-            norm for norm in ("linf", "l2") if all(norm in m.constant("norms", ("linf",)) for m in self.members)
-        )
+        return tuple(norm for norm in ("linf", "l2") if all(norm in m.norms for m in self.members))
 
     @property
     def needs_defense(self) -> bool:
@@ -378,7 +405,7 @@ class AttackChoice:
     @property
     def uses_gradient(self) -> bool:
         """Whether any member asks for gradients."""
-        return any(m.constant("uses_gradient", True) for m in self.members)
+        return any(m.uses_gradient for m in self.members)
 
 
 @dataclass(frozen=True)
@@ -409,16 +436,26 @@ class DefenseChoice:
     def allowed_rules(self) -> tuple[str, ...]:
         """Every rule that a block may name: the defense's own, the control ``noise`` and the learned ``unet``."""
         rules = (*self.rules, "surrogate-n") if "surrogate-1" in self.rules else self.rules
-        extra = (r for r in EXTRA_RULES if not self.is_random)
+        extra = (r for r in EXTRA_RULES if not (self.is_random and r == LEARNED))
         return tuple(dict.fromkeys((*rules, *extra)))
 
-    @property
-    def only_generic(self) -> bool:
-        """Whether no rule knows this defense: a robust accuracy found so is an upper bound."""
+    def rules_named(self, wanted: str | tuple[str, ...]) -> tuple[str, ...]:
+        """The rules that a block means: ``all`` or a list; with one round ``surrogate-n`` is ``surrogate-1``."""
+        rules = self.rules if isinstance(wanted, str) else wanted
+        if self.rounds == 1:
+            rules = tuple("+".join("surrogate-1" if r == "surrogate-n" else r for r in n.split("+")) for n in rules)
+        return tuple(dict.fromkeys(rules))
+
+    def is_generic(self, rule: str) -> bool:
+        """Whether a backward rule knows nothing of this defense: robust accuracy found so alone is an upper bound.
+
+        A composition's rule knows it only if every part does.
+        """
         if self.stages:
-            return any(s.only_generic for s in self.stages)
-        generic = tuple(self.card.constants.get("generic_rules", ("identity", "blur", "jpeg")))
-        return all(r in generic for r in self.rules)
+            parts = rule.split("+")
+            if len(parts) == len(self.stages):
+                return any(stage.is_generic(part) for stage, part in zip(self.stages, parts, strict=True))
+        return rule in self.card.constants.get("generic_rules", ("identity", "blur", "jpeg"))
 
     @property
     def is_random(self) -> bool:

@@ -166,7 +166,8 @@ class Pipeline:
         self.model = model
         self.defense = defense
         self.rounds = rounds
-        self.members: tuple[torch.nn.Module, ...] = tuple(getattr(model, "members", (model,)))
+        ensemble = getattr(model, "is_ensemble", False) is True
+        self.members: tuple[torch.nn.Module, ...] = tuple(model.members) if ensemble else (model,)  # type: ignore[arg-type]
         self.rule: BackwardRule | None = None
         self._drawn_rule: str | None = None
         if callable(rule):
@@ -236,7 +237,7 @@ class _Judge:
     """``attacks.base.Query`` for the rows of one batch; whatever is asked is written into ``book``, row by row.
 
     ``nearest`` is (x0 [B, C, H, W], eps [B] float64, norm) for an attack that looks for the nearest adversarial image;
-    with ``stored`` only an image that fools as it will be stored (8 bits) counts there.
+    with ``stored`` only an image that fools as it will be stored (8 bits, inside ``ball``: x0, eps) counts.
     A random defense answers with the mean over ``eot`` draws from ``dice``, in logits, loss and gradient alike.
     """
 
@@ -247,7 +248,7 @@ class _Judge:
         book: Rows,
         n_classes: int,
         nearest: tuple[Tensor, Tensor, str] | None = None,
-        stored: bool = False,
+        ball: tuple[Tensor, Tensor] | None = None,
         dice: RowRandom | None = None,
         eot: int = 1,
     ) -> None:
@@ -259,7 +260,7 @@ class _Judge:
         self.n_classes = n_classes
         self.n_members = len(pipeline.members)
         self.nearest = nearest
-        self.stored = stored
+        self.ball = ball
 
     def logits(self, x: Tensor, *, member: int | None = None) -> Tensor:
         self._check(x)
@@ -332,14 +333,15 @@ class _Judge:
         """
         book = self.book
         margin, wrong, nan = judged(logits, self.y)
-        if self.nearest is None:
-            rank = margin
-        else:
+        inside = torch.ones_like(wrong)
+        if self.nearest is not None:
             x0, eps, norm = self.nearest
             inside = distances(x, x0, norm) <= eps + BOUND_TOLERANCE
             wrong = wrong & inside
-            if self.stored and bool(wrong.any()):
-                x, margin, wrong = self._as_stored(x, margin, wrong)
+        if self.ball is not None and bool(wrong.any()):
+            x, margin, wrong = self._as_stored(x, margin, wrong)
+        rank = margin
+        if self.nearest is not None:
             distance = distances(x, x0, norm)
             # a right answer keeps its (negative) margin; a wrong one ranks by nearness, whatever its margin
             rank = torch.where(wrong, -distance.to(margin.dtype), torch.where(inside, margin, -torch.inf))
@@ -356,7 +358,7 @@ class _Judge:
 
     def _as_stored(self, x: Tensor, margin: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(images, margins, which are still wrong) after rounding the wrong ones to 8 bits inside their balls."""
-        x0, eps, _ = self.nearest  # type: ignore[misc]
+        x0, eps = self.ball  # type: ignore[misc]
         rows = torch.nonzero(wrong)[:, 0]
         levels = store_linf(x[rows].cpu().numpy(), x0[rows].cpu().numpy(), float(eps[0]))
         stored = torch.from_numpy(as_stored(levels)).to(x)
@@ -453,7 +455,8 @@ class AttackResult:
     the image was still classified correctly, so the attack had nowhere to go; ``zero_gradient_share`` of all
     gradients of the row, masked for an attack that asked for none. ``nan``: the pipeline answered NaN (counts as
     wrong). ``bound_violation``: best or last lies outside the ball or the box (float64), or is not finite; such a row
-    is neither robust nor fooled.
+    is neither robust nor fooled. ``p_correct``: of a random pipeline, the share of the choosing draws that get ``best``
+    right; masked for any other.
     """
 
     best: np.ndarray
@@ -469,6 +472,7 @@ class AttackResult:
     nan_gradient: np.ndarray
     nan: np.ndarray
     bound_violation: np.ndarray
+    p_correct: np.ma.MaskedArray
 
     def __len__(self) -> int:
         return len(self.success)
@@ -508,9 +512,9 @@ def run_attack(
     is right on the fewest of ten paired draws becomes ``best``; ``success`` is then "right on fewer than half". The
     number to report comes from fresh draws elsewhere. For a defense without dice ``eot`` means nothing.
 
-    ``to_be_stored``: the images go through ``store_linf``. An attack for the nearest image then counts only what still
-    fools when rounded to 8 bits: just over the boundary, rounding would take many successes back. It keeps the rounded
-    image; clean images must be on the 8-bit grid.
+    ``to_be_stored``: the images go through ``store_linf``. In mode ``search``, and for an attack for the nearest image,
+    only what still fools when rounded to 8 bits counts then: just over the boundary, rounding would take many successes
+    back. The rounded image is kept; clean images must be on the 8-bit grid.
 
     The model must be frozen (eval mode, no parameter gradients), before and after; inputs are not written to; the
     global random state is neither read nor changed.
@@ -572,14 +576,17 @@ def run_battery(
 def _merged(total: AttackResult, part: AttackResult, rows: np.ndarray) -> AttackResult:
     """``part``, the result of some rows, taken into the total: the better image of each, the sum of what was spent."""
     old = total[rows]
-    better = (part.success & ~old.success) | ((part.success == old.success) & (part.best_margin > old.best_margin))
+    # a random pipeline: fewest right draws first, on the same dice for every member
+    new_right, old_right = np.ma.filled(part.p_correct, 0.0), np.ma.filled(old.p_correct, 0.0)
+    tied = (new_right == old_right) & (part.success == old.success)
+    better = (part.success & ~old.success) | (new_right < old_right) | (tied & (part.best_margin > old.best_margin))
     new: dict[str, Any] = {field.name: getattr(total, field.name).copy() for field in fields(total)}
     taken = rows[better]
-    for name in ("best", "last", "best_margin"):
+    for name in ("best", "last", "best_margin", "p_correct", "bound_violation"):
         new[name][taken] = getattr(part, name)[better]
     first = rows[part.success & ~old.success]
     new["first_success"][first] = part.first_success[part.success & ~old.success]
-    for name in ("success", "zero_gradient", "nan_gradient", "nan", "bound_violation"):
+    for name in ("success", "zero_gradient", "nan_gradient", "nan"):
         new[name][rows] = getattr(old, name) | getattr(part, name)
     for name in ("n_forward", "n_backward"):
         new[name][rows] = getattr(old, name) + getattr(part, name)
@@ -630,6 +637,7 @@ class _Run:
             "zeros": np.zeros(n, dtype=np.int64),
             "zero": np.zeros(n, dtype=bool),
             "nan_gradient": np.zeros(n, dtype=bool),
+            "right": np.zeros(n, dtype=np.float64),
         }
         self.done = np.zeros(n, dtype=bool)
         self.told = 0
@@ -640,8 +648,9 @@ class _Run:
         self.book: Rows = {}
         self.random = RowRandom([], self.device)
         self.dice = RowRandom([], self.device)
-        # Nearest images sit just over the boundary, where rounding to 8 bits would take many successes back.
-        self.stored = to_be_stored and attack.minimal_norm and norm == "linf" and not pipeline.is_random
+        # Images on which a sample leaves, and nearest ones, sit just over the boundary, where rounding takes many back.
+        at_the_edge = mode == "search" or attack.minimal_norm
+        self.stored = to_be_stored and at_the_edge and norm == "linf" and not pipeline.is_random
 
     def result(self) -> AttackResult:
         self._judge_clean()
@@ -684,7 +693,8 @@ class _Run:
             for place, images in enumerate(candidates):
                 rows = (chosen == place).cpu().numpy()
                 self.record["best"][part[rows]] = images[rows]
-            self.record["wrong"][part] = (right.gather(0, chosen[None])[0] < 0.5).cpu().numpy()
+            self.record["right"][part] = right.gather(0, chosen[None])[0].cpu().numpy()
+            self.record["wrong"][part] = self.record["right"][part] < 0.5
             self.record["margin"][part] = margin.gather(0, chosen[None])[0].float().cpu().numpy()
             self.record["forward"][part] += len(found) * CHOOSING_DRAWS * len(self.pipeline.members)
             self.clean_correct[part] = (right[0] >= 0.5).cpu().numpy()
@@ -716,6 +726,7 @@ class _Run:
                 raise ValueError(f"label {int(y.max())} is out of range: the model has {self.n_classes} classes")
             eps = torch.full((len(part),), self.eps, dtype=torch.float64, device=self.device)
             judge = self._judge(y, self.book, self.book["best"], eps)
+            judge.ball = None  # a clean image is stored as it is
             judge._record(self.book["best"], logits)
             self.book["forward"] = self.book["forward"] + judge.n_members * judge.eot
             self._write(part, self.book)
@@ -741,7 +752,8 @@ class _Run:
 
     def _judge(self, y: Tensor, book: Rows, x0: Tensor, eps: Tensor, dice: RowRandom | None = None) -> _Judge:
         nearest = (x0, eps, self.norm) if self.attack.minimal_norm else None
-        return _Judge(self.pipeline, y, book, self.n_classes, nearest, self.stored, dice, self.eot)
+        ball = (x0, eps) if self.stored else None
+        return _Judge(self.pipeline, y, book, self.n_classes, nearest, ball, dice, self.eot)
 
     def _judge_of(self, rows: Rows, book: Rows, dice: RowRandom) -> _Judge:
         return self._judge(rows["y"], book, rows["x0"], rows["eps"], dice)
@@ -830,6 +842,7 @@ class _Run:
             nan_gradient=r["nan_gradient"],
             nan=r["nan"],
             bound_violation=outside,
+            p_correct=np.ma.MaskedArray(r["right"], mask=np.full(len(outside), not self.pipeline.is_random)),
         )
 
 

@@ -58,7 +58,7 @@ class Making:
     file: str | None = None
 
 
-NAMED_RUN = "WINDTUNNEL_RUN"
+NAMED_RUN, NAMED_FOLDER = "WINDTUNNEL_RUN", "WINDTUNNEL_RUN_FOLDER"
 
 
 def use_this_python() -> None:
@@ -74,8 +74,16 @@ def named_run(names: Sequence[str]) -> str | None:
     found = next((n for n in names if n in sys.argv[1:]), None) or os.environ.get(NAMED_RUN)
     if found in names:
         os.environ[NAMED_RUN] = str(found)
+        os.environ.setdefault(NAMED_FOLDER, str(Path("runs", str(found)).absolute()))
         return found
     return None
+
+
+def folder_of(run: str) -> str:
+    """Where a named run lies: runs/<name> below the folder in which it was asked for."""
+    folder = Path(os.environ.get(NAMED_FOLDER) or Path("runs", run).absolute())
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
 
 
 @contextmanager
@@ -321,7 +329,7 @@ def remove_damaged(results: Path | str, limit_mb: int) -> list[str]:
     return damaged
 
 
-def verdict(manifests: Sequence[Path | str], output: Path) -> None:
+def verdict(manifests: Sequence[Path | str], output: Path, surrogates: Sequence[Path] = ()) -> None:
     """Write ``output`` if no cell failed; else list the failed ones, forget them for the next run, and raise.
 
     The list is also left in results/failed.txt, from where the workflow prints it as its last lines.
@@ -336,6 +344,9 @@ def verdict(manifests: Sequence[Path | str], output: Path) -> None:
     lines = [f"{Path(m).with_suffix('')} {key}: {reason}" for m, key, reason in causes]
     store.write_atomic(listing, ("\n".join(lines) + "\n").encode())
     forget_failed(manifests)
+    from windtunnel.stages import surrogate
+
+    surrogate.forget_failed(surrogates)
     raise RuntimeError(f"{len(causes)} failed; tables and report are made all the same, the next run tries again")
 
 

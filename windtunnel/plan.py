@@ -215,7 +215,7 @@ class Plan:
     def _diagnostic_rules(self, block: DiagnosticBlock, defense: str) -> tuple[str, ...]:
         if defense == NONE:
             return (NONE,)
-        return self.catalogue.defense(defense).rules if block.through == "all" else block.through
+        return self.catalogue.defense(defense).rules_named(block.through)
 
     @staticmethod
     def _lookup(problems: list[str], path: str, resolve: Any, *arguments: Any) -> Any:
@@ -314,14 +314,26 @@ class Plan:
         self, problems: list[str], here: str, block: Block, defenses: list[DefenseChoice | None], attacking: bool
     ) -> None:
         if not block.through:
+            if block.made_behind:
+                problems.append(f"{here}.made_behind: say by which backward rules under through")
             return
         if not attacking:
             problems.append(f"{here}.through: no attack to go through a defense; add attacks and threats")
         known = [d for d in defenses if d]
-        if not known:
+        if not known and not block.made_behind:
             problems.append(f"{here}.through: no defense to go through; add defenses")
         if block.sources:
             problems.append(f"{here}.sources: a transfer block cannot go through a defense; use two blocks")
+        if block.made_behind:
+            if block.mode == "search":
+                problems.append(
+                    f"{here}.mode: 'search' images may not be judged behind another defense; use mode: full"
+                )
+            found = (
+                self._lookup(problems, f"{here}.made_behind[{i}]", self.catalogue.defense, name)
+                for i, name in enumerate(block.made_behind)
+            )
+            known = [d for d in found if d]
         if block.through != "all":
             for i, rule in enumerate(block.through):
                 for defense in known:
@@ -392,19 +404,17 @@ class Plan:
             yield Wanted(Cell(images, shift, model.name, defense, None, NONE), block.n, scores, CLEAN)
             return
         iterates = ("first",) if block.mode == "search" else block.iterates
-        if not block.through or defense == NONE:
+        if not block.through or (defense == NONE and not block.made_behind):
             batch = block.batch or BARE
             for iterate in iterates:
                 yield Wanted(Cell(images, shift, model.name, defense, attack, iterate), block.n, scores, batch)
             return
-        choice = self.catalogue.defense(defense)
-        rules = choice.rules if block.through == "all" else block.through
-        rules = tuple("surrogate-1" if r == "surrogate-n" and choice.rounds == 1 else r for r in rules)
         batch = block.batch or "through"
-        for rule in dict.fromkeys(rules):
-            key = dataclasses.replace(attack, defense=defense, rule=rule)
-            for iterate in iterates:
-                yield Wanted(Cell(images, shift, model.name, defense, key, iterate), block.n, scores, batch)
+        for seen in block.made_behind or (defense,):
+            for rule in self.catalogue.defense(seen).rules_named(block.through):
+                key = dataclasses.replace(attack, defense=seen, rule=rule)
+                for iterate in iterates:
+                    yield Wanted(Cell(images, shift, model.name, defense, key, iterate), block.n, scores, batch)
 
     def _add(self, new: Wanted) -> None:
         old = self._wanted.get(new.cell)
@@ -616,11 +626,11 @@ class Plan:
     def diagnostic_inputs(self, model: str, images: str) -> list[str]:
         """Which image manifests and surrogates a measuring job reads."""
         keys = self.diagnostic_jobs[(model, images)]
-        return [f"results/images/{self.set_choice(images).dataset}/manifest.json", *self._surrogate_cards(keys)]
+        return [f"results/images/{self.set_choice(images).dataset}/manifest.json", *self._surrogate_files(keys)]
 
-    def _surrogate_cards(self, keys: Iterable[AttackKey | DiagnosticKey]) -> list[str]:
+    def _surrogate_files(self, keys: Iterable[AttackKey | DiagnosticKey]) -> list[str]:
         folders = {self.surrogate_of(k.images, k.defense) for k in keys if k.rule == LEARNED}
-        return [f"{folder}/card.json" for folder in sorted(folders)]
+        return [f"{folder}/{file}" for folder in sorted(folders) for file in ("card.json", "weights.safetensors")]
 
     @cached_property
     def shipped_models(self) -> list[str]:
@@ -788,7 +798,7 @@ class Plan:
         found = [f"results/images/{self.set_choice(images).dataset}/manifest.json"]
         if any(k.shift != NONE for k in keys):
             found.append(f"results/images/{images}/shifted.json")
-        return found + self._surrogate_cards(keys)
+        return found + self._surrogate_files(keys)
 
     def batch_of(self, key: AttackKey) -> str:
         """The job batch in which an attack is made."""
@@ -890,7 +900,7 @@ class Plan:
             for member in attack.members:
                 asked = n * member.queries * draws * int(member.constant("asks_per_step", 1))
                 evaluations += asked
-                if member.constant("uses_gradient", True):
+                if member.uses_gradient:
                     gradients += asked * len(singles)
                     seconds += asked * sum(e.milliseconds_per_gradient for e in singles) / 1e3
                 else:
@@ -975,8 +985,8 @@ JOB_VERSIONS = {
     "images_shift": 1,
     "model_provide": 1,
     "purify_shared": 1,
-    "attack": 1,
-    "observe": 1,
+    "attack": 2,
+    "observe": 2,
     "score": 1,
     "summarise_group": 1,
     "summarise_cells": 1,
@@ -986,7 +996,10 @@ JOB_VERSIONS = {
     "present_figures": 2,
     "verdict": 1,
 }
-"""Raised by hand when what a job writes changes for the same plan: its parts are then made again."""
+"""Raised by hand when what a job writes changes for the same plan: its parts are then made again.
+
+Part of the identity of every part (stages attack, observe, diagnose, purify): a changed engine is a changed number.
+"""
 
 
 def split_shift(name: str) -> tuple[str, int]:

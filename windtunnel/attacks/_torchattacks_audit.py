@@ -204,7 +204,7 @@ VERDICTS: dict[str, Verdict] = {
     "AutoAttack": _refused(
         "it is not AutoAttack: its APGD, APGD-T and FAB run 10 iterations instead of 100, and its Square has another "
         "schedule",
-        "the battery `autoattack_standard`",
+        "the battery `autoattack-standard`",
     ),
     "MultiAttack": _refused("it is a container; list its attacks one by one", "a battery"),
     "LGV": _refused(

@@ -23,6 +23,8 @@ CONTROL = "noise"
 HUGE_LINF = 64 / 255
 """From this l-infinity budget on nothing survives honestly: such cells are probes, not results."""
 SAME = 1e-6
+UNKNOWN = ("error", "bound")
+"""Row states of which nothing is known: the cell failed there, or the attack left its ball."""
 OK: Literal["ok"] = "ok"
 FLAG: Literal["flag"] = "flag"
 ROUNDS = re.compile(r"^(?P<base>.+)-x(?P<rounds>[0-9]+)$")
@@ -127,7 +129,7 @@ class Cell:
     @property
     def counted(self) -> np.ndarray:
         """``hit`` with errors of labelled rows counted as wrong."""
-        return np.where((self.status == "error") & ~np.isnan(self.columns["label"]), 0.0, self.hit)
+        return np.where(np.isin(self.status, UNKNOWN) & ~np.isnan(self.columns["label"]), 0.0, self.hit)
 
     @property
     def is_random(self) -> bool:
@@ -418,7 +420,7 @@ def hits(
     """What accuracy averages, per row: see ``Cell.hit``."""
     hit = np.where(np.isfinite(n_draws), p_correct, correct)
     wrong = (status == "nan") & ~np.isnan(label)
-    return np.where(status == "error", np.nan, np.where(wrong, 0.0, hit))
+    return np.where(np.isin(status, UNKNOWN), np.nan, np.where(wrong, 0.0, hit))
 
 
 def floats(column: pd.Series) -> np.ndarray:

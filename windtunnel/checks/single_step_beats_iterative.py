@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from windtunnel.checks.base import FLAG, OK, Cell, Evidence, Finding, notable, only_broken_by
 
 TITLE = "Single step beats iterative"
@@ -20,8 +22,8 @@ def check(evidence: Evidence) -> dict[str, Finding]:
     """For iterative cells: the share of samples that only single-step attacks on the same pipeline break.
 
     Compared are attacks that saw the judged pipeline, by the same backward rule, at the same threat; a single-step
-    attack is one that spent at most one backward pass on any sample; all iterates, modes and attack seeds of a side
-    count together.
+    attack is FGSM or one with ``steps: 1`` (without settings: at most one backward pass on any sample); all iterates,
+    modes and attack seeds of a side count together.
     """
     groups = evidence.groups(
         key=lambda c: (c.judge, c.threat, c.through),
@@ -39,4 +41,10 @@ def check(evidence: Evidence) -> dict[str, Finding]:
 
 
 def _is_single(cell: Cell) -> bool:
+    """By the settings where they are known: draws and members of an ensemble multiply the backward passes of a step."""
+    settings = cell.info.get("attack_settings")
+    if cell.info.get("attack_method") == "fgsm":
+        return True
+    if isinstance(settings, Mapping) and "steps" in settings:
+        return settings["steps"] == 1
     return cell.gradients <= 1

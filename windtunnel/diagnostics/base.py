@@ -39,7 +39,8 @@ class Diagnostic(ABC):
     """One measurement. Subclasses are frozen keyword-only dataclasses: fields are the catalogue's settings.
 
     Class constants (literals, read by the plan without importing torch): ``algorithm_version``; ``norms`` the norms it
-    is defined for; ``quantities`` the names of the numbers it gives per sample; ``bill`` the settings whose product is
+    is defined for; ``quantities`` the names of the numbers it gives per sample (names that begin with ``slice_`` may
+    come on top: pictures, of which no mean is taken); ``bill`` the settings whose product is
     the number of gradient evaluations per sample.
     """
 

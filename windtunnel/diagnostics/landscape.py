@@ -30,12 +30,19 @@ class Landscape(Diagnostic):
     ``gradient_rise`` and ``random_rise``: ``m(a = 1, b = 0) - m(x)`` and ``m(a = 0, b = 1) - m(x)``, at the nearest
     place of the grid.
 
-    All NaN for samples that are wrong on the clean image; ``roughness`` NaN where m is constant. Many papers show
-    slices of this kind as evidence of masking or its absence and judge them by eye; the summaries are this library's.
-    ``grid`` below gives the whole plane for a figure. Costs ``points``^2 forward passes and one gradient.
+    On top of ``quantities`` the slice itself: ``slice_<row>_<column>``, m at place ``row`` of ``axis(points, span)``
+    along g and ``column`` along r (the image itself in the middle; NaN where m is not finite), and ``slice_span``, the
+    setting, without which the places mean nothing. These are for figures: they have no row in the metrics.
+
+    All NaN for samples that are wrong on the clean image; ``roughness`` NaN where m is constant. Mind that the square
+    |a|, |b| <= 1 is wider than the ball: for linf the ball is |a| + |b| <= 1 (random signs agree with g somewhere and
+    oppose it elsewhere), for l2 about a^2 + b^2 <= 1. Many papers show slices of this kind as evidence of masking or
+    its absence (after Li et al. 2018, https://arxiv.org/abs/1712.09913, who cut in weight space) and judge them by eye;
+    the summaries are this library's. ``grid`` below gives finer planes and other losses. Costs ``points``^2 forward
+    passes and one gradient.
     """
 
-    algorithm_version: ClassVar[int] = 1
+    algorithm_version: ClassVar[int] = 2
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     quantities: ClassVar[tuple[str, ...]] = (
         "wrong_share", "wrong_share_ball", "monotonicity", "roughness", "gradient_rise", "random_rise",
@@ -49,12 +56,12 @@ class Landscape(Diagnostic):
         _checked(self.points, self.span)
 
     def measure(self, pipeline: Pipeline, inputs: Inputs) -> Mapping[str, np.ndarray]:
-        out = columns(self.quantities, inputs)
         m, wrong = _planes(pipeline, inputs, "margin", self.points, self.span)
         middle = self.points // 2
         places = axis(self.points, self.span)
         one = int(np.abs(places - 1).argmin())
         inside = np.abs(places) <= 1 + 1e-12
+        out = columns(self.quantities, inputs)
         with np.errstate(invalid="ignore", divide="ignore"):
             bends = (np.abs(np.diff(m, 2, axis=1)).mean((1, 2)) + np.abs(np.diff(m, 2, axis=2)).mean((1, 2))) / 2
             spread = m.max((1, 2)) - m.min((1, 2))
@@ -64,6 +71,10 @@ class Landscape(Diagnostic):
         out["monotonicity"][:] = (np.diff(m[:, middle:, middle], axis=1) > 0).mean(1)
         out["gradient_rise"][:] = m[:, one, middle] - m[:, middle, middle]
         out["random_rise"][:] = m[:, middle, one] - m[:, middle, middle]
+        out["slice_span"] = np.full(len(m), float(self.span))
+        for row, column in np.ndindex(m.shape[1:]):
+            values = m[:, row, column]
+            out[f"slice_{row}_{column}"] = np.where(np.isfinite(values), values, np.nan)
         for values in out.values():
             values[wrong[:, middle, middle]] = np.nan
         return out

@@ -28,6 +28,9 @@ class Ensemble(nn.Module):
     ``features`` and no head: scores that need them are computed on one model. ``names`` are for messages only.
     """
 
+    is_ensemble = True
+    """What the engine looks for: a user's model may have members of its own and still be one model."""
+
     def __init__(self, members: Sequence[nn.Module], *, names: Sequence[str] | None = None) -> None:
         super().__init__()
         if not members:

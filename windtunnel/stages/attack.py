@@ -12,7 +12,7 @@ import pyarrow as pa
 from windtunnel import registry, store
 from windtunnel.catalogue import LEARNED, NONE
 from windtunnel.jobs import Made, Making, log, make_parts
-from windtunnel.plan import AttackKey, Plan
+from windtunnel.plan import JOB_VERSIONS, AttackKey, Plan
 from windtunnel.stages import images as image_stage
 from windtunnel.stages import purify as purify_stage
 
@@ -75,9 +75,14 @@ def backward_rule(plan: Plan, images: str, defense: str, rule: str) -> Any:
         return "identity"
     if rule != LEARNED:
         return rule
+    from windtunnel.stages.surrogate import reason_of_failure
     from windtunnel.surrogates.provide import load
 
-    return load(Path(plan.surrogate_of(images, defense)))
+    folder = Path(plan.surrogate_of(images, defense))
+    reason = reason_of_failure(folder)
+    if reason:
+        raise RuntimeError(f"the stand-in of '{defense}' could not be trained: {reason}")
+    return load(folder)
 
 
 def surrogate_digest(plan: Plan, images: str, defense: str, rule: str) -> str | None:
@@ -96,6 +101,7 @@ def key_name(key: AttackKey) -> str:
 def identity(plan: Plan, key: AttackKey, weights: str) -> dict[str, Any]:
     """Everything an attacked part depends on: its settings and the digests of its inputs."""
     return {
+        "job": JOB_VERSIONS["attack"],
         "settings": plan.attack_settings(key),
         "weights": weights,
         "surrogate": surrogate_digest(plan, key.images, key.defense, key.rule),

@@ -11,7 +11,7 @@ import numpy as np
 from windtunnel import registry, store
 from windtunnel.catalogue import NONE
 from windtunnel.jobs import Made, Making, make_parts
-from windtunnel.plan import DiagnosticKey, Plan
+from windtunnel.plan import JOB_VERSIONS, DiagnosticKey, Plan
 from windtunnel.stages import attack as attack_stage
 from windtunnel.stages import images as image_stage
 from windtunnel.stages import purify as purify_stage
@@ -47,6 +47,7 @@ def key_name(key: DiagnosticKey) -> str:
 
 def _identity(plan: Plan, key: DiagnosticKey, weights: str) -> dict[str, Any]:
     return {
+        "job": JOB_VERSIONS["diagnose"],
         "settings": plan.diagnostic_settings(key),
         "weights": weights,
         "surrogate": attack_stage.surrogate_digest(plan, key.images, key.defense, key.rule),

@@ -12,7 +12,7 @@ from windtunnel import store
 from windtunnel.catalogue import NONE
 from windtunnel.defenses.base import repeat
 from windtunnel.jobs import Made, Making, make_parts
-from windtunnel.plan import Cell, Plan, Wanted, split_shift
+from windtunnel.plan import JOB_VERSIONS, Cell, Plan, Wanted, split_shift
 from windtunnel.stages import attack as attack_stage
 from windtunnel.stages import images as image_stage
 from windtunnel.stages import purify as purify_stage
@@ -34,6 +34,7 @@ def observe(plan: Plan, group: str, batch: str, manifest: Path, *, attempt: int 
     for wanted in plan.observe_jobs[(group, batch)]:
         source, content = _source(plan, wanted.cell)
         identity = {
+            "job": JOB_VERSIONS["observe"],
             "cell": plan.cell_settings(wanted.cell),
             "n": wanted.n,
             "weights": weights[wanted.cell.model],
@@ -51,6 +52,7 @@ def observe(plan: Plan, group: str, batch: str, manifest: Path, *, attempt: int 
     for model in plan.fitted_in(group, batch):
         fit = plan.fit_set(model) or ""
         identity = {
+            "job": JOB_VERSIONS["observe"],
             "model": model,
             "fit": plan.images_settings(fit, NONE),
             "weights": weights[model],

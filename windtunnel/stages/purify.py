@@ -14,7 +14,7 @@ from windtunnel.defenses._chain import Chain
 from windtunnel.defenses.base import Defense, Purified, repeat
 from windtunnel.jobs import Made, Making, make_parts
 from windtunnel.metrics.quality import bits_per_pixel, psnr, ssim
-from windtunnel.plan import Plan
+from windtunnel.plan import JOB_VERSIONS, Plan
 from windtunnel.stages import images as image_stage
 
 
@@ -32,6 +32,7 @@ def purify_shared(plan: Plan, dataset: str, family: str, manifest: Path, *, atte
     makings = []
     for name, shift, defense, n in plan.purified[(dataset, family)]:
         identity = {
+            "job": JOB_VERSIONS["purify_shared"],
             "images": plan.images_settings(name, shift),
             "content": image_stage.content(plan, name, shift),
             "defense": plan.defense_settings(defense),

@@ -18,7 +18,18 @@ from scipy import stats
 
 from windtunnel import store
 from windtunnel.checks import CHECKS, run_checks
-from windtunnel.checks.base import COLUMNS, NONE, Cell, Evidence, aligned, gather, own_name, relation_of
+from windtunnel.checks.base import (
+    COLUMNS,
+    CONTROL,
+    NONE,
+    UNKNOWN,
+    Cell,
+    Evidence,
+    aligned,
+    gather,
+    own_name,
+    relation_of,
+)
 from windtunnel.metrics import classification, detection, intervals
 
 Row = dict[str, Any]
@@ -101,13 +112,13 @@ def _join(*notes: str | None) -> str | None:
 
 
 def _states(cell: Cell) -> str | None:
-    counts = [(s, int((cell.status == s).sum())) for s in ("nan", "error")]
+    counts = [(s, int((cell.status == s).sum())) for s in ("nan", "bound", "error")]
     return _join(*(f"{count} of {cell.n} rows {state}, counted wrong" for state, count in counts if count))
 
 
 def _accuracy(cell: Cell, replicates: int, seed: int) -> Row:
     """Accuracy of all rows; null above 1 % of errors, which say nothing of the model: the note gives the bounds."""
-    errors = int((cell.status == "error").sum())
+    errors = int(np.isin(cell.status, UNKNOWN).sum())
     if errors > TOLERATED_ERRORS * cell.n:
         low = np.nansum(cell.counted) / cell.n
         note = f"{errors} of {cell.n} rows error: between {low:.4f} and {low + errors / cell.n:.4f}"
@@ -290,11 +301,12 @@ def _robust(evidence: Evidence, failed: list[Row], replicates: int, seed: int) -
     rows: list[Row] = []
     for cells in groups.values():
         defended = cells[0].defense != NONE
-        attacked = [c for c in cells if c.on_own_pipeline]
+        # random signs in place of the gradient break what any search breaks: candidates, but no attack on the defense
+        attacked = [c for c in cells if c.on_own_pipeline and c.through != CONTROL]
         kinds = {
             "bare": [c for c in cells if c.relation == "bare"],
             "unaware": [c for c in cells if c.relation == "unaware"],
-            "through": [c for c in cells if c.relation == "through"],
+            "through": [c for c in cells if c.relation == "through" and c.through != CONTROL],
             "all": cells,
         }
         lost = [i for i in failed if _pipeline_of(i) == _pipeline_of(cells[0].key)]
@@ -308,6 +320,7 @@ def _robust(evidence: Evidence, failed: list[Row], replicates: int, seed: int) -
             elif not members and not gone:
                 continue
             rows.append(_robust_row(evidence, cells, members, against, gone, why, replicates, seed))
+            rows += _worst_class(evidence, members, rows[-1])
             if against != "all":
                 rows += _by_attack(evidence, members, against, replicates, seed)
     return rows + _robust_of_nothing(groups.values(), failed)
@@ -374,9 +387,7 @@ def _robust_row(
         "group_id": store.short_id([metric, against, ids, first.judge, first.threat]),
         "members": ids, "against": against, "metric": metric, "higher_is_better": True,
     }  # fmt: skip
-    dagger = (
-        UPPER_BOUND if against in ("through", "all") and any(c.info.get("rule_is_generic") for c in group) else None
-    )
+    dagger = UPPER_BOUND if against in ("through", "all") and _only_generic(group) else None
     reasons = [why_null, *(f"cell {i['cell_id']} failed" for i in failed)]
     if clean is None:
         reasons.append("no clean cell of this pipeline")
@@ -405,6 +416,30 @@ def _robust_row(
     return row | number | {"note": _join(*reasons, note, dagger)}
 
 
+def _worst_class(evidence: Evidence, members: Sequence[Cell], whole: Row) -> list[Row]:
+    """The class of the lowest robust accuracy, over the same candidates and samples as the row of all classes."""
+    clean = evidence.clean(members[0]) if members else None
+    if clean is None or whole.get("value") is None or any(c.is_random for c in members):
+        return []
+    ids, values = aligned([clean, *members], "counted")
+    common = ~np.isnan(values).any(axis=0)
+    order = np.argsort(clean.ids)
+    labels = clean.columns["label"][order][np.isin(clean.ids[order], ids[common])]
+    worst = classification.worst_class_accuracy(values[:, common].min(axis=0), labels.astype(int))
+    metric = "worst_class_robust_accuracy"
+    return [
+        whole
+        | {"group_id": store.short_id([metric, whole["group_id"]]), "metric": metric, "note": f"class {worst.label}"}
+        | _estimate(worst.estimate)
+    ]
+
+
+def _only_generic(group: Sequence[Cell]) -> bool:
+    """Whether the pipeline was attacked through, and by no backward rule that knows its defense."""
+    rules = [bool(c.info.get("rule_is_generic")) for c in group if c.relation == "through" and c.through != CONTROL]
+    return bool(rules) and all(rules)
+
+
 def _sources_of(cell: Cell, ids: np.ndarray) -> np.ndarray:
     """Source ids of some of a cell's samples, in the order of ``aligned`` (ascending ids)."""
     order = np.argsort(cell.ids)
@@ -412,11 +447,11 @@ def _sources_of(cell: Cell, ids: np.ndarray) -> np.ndarray:
 
 
 def _error_flags(cells: Sequence[Cell]) -> np.ndarray:
-    """[cells, samples] whether the row ended in an error, in the order of ``aligned``."""
+    """[cells, samples] whether the row ended in an error or outside its ball, in the order of ``aligned``."""
     ids = np.unique(np.concatenate([c.ids for c in cells]))
     flags = np.zeros((len(cells), len(ids)), dtype=bool)
     for place, cell in enumerate(cells):
-        flags[place, np.searchsorted(ids, cell.ids)] = cell.status == "error"
+        flags[place, np.searchsorted(ids, cell.ids)] = np.isin(cell.status, UNKNOWN)
     return flags
 
 
@@ -640,8 +675,10 @@ def _paired_t(summary: intervals.SeedSummary) -> float | None:
 def diagnostic_metrics(measured: pd.DataFrame, *, replicates: int = 1000, seed: int = 0) -> list[Row]:
     """The mean of every quantity of every measurement over the samples that it is defined for, with its interval.
 
-    ``measured`` in the schema of ``diagnostics.parquet``; the metric is named ``<diagnostic>.<quantity>``.
+    ``measured`` in the schema of ``diagnostics.parquet``; the metric is named ``<diagnostic>.<quantity>``. Quantities
+    that begin with ``slice_`` are pictures, one number per place, and have no row.
     """
+    measured = measured[~measured["quantity"].astype(str).str.startswith("slice_")]
     keys = ["dataset", "split", "shift", "model", "model_seed", "defense", "through", "threat", "eps"]
     rows: list[Row] = []
     for values, part in measured.groupby([*keys, "diagnostic", "quantity"], sort=True, dropna=False):

@@ -78,7 +78,7 @@ def write_cells(plan: Plan, output: Path) -> None:
     infos = [_recorded(plan, cell_info(plan, w), w) for w in plan.cells]
     store.write_table(
         output,
-        summarise.cells_table(samples, infos, _diagnostics().assign(diagnostic=lambda d: d["method"])),
+        summarise.cells_table(samples, infos, _by_method(plan)),
         TABLE_METADATA,
     )
 
@@ -131,7 +131,7 @@ def cell_info(plan: Plan, wanted: Wanted) -> dict[str, Any]:
         "own_name": choice.name,
         "has_scores": bool(wanted.scores),
         "fit_on": plan.run.fit_on if wanted.scores else None,
-        "rule_is_generic": defense.only_generic if defense else None,
+        "rule_is_generic": defense.is_generic(cell.through) if defense else None,
         "adversarially_trained": bool((choice.entry.recipe.get("training") or {}).get("adversarial")),
         "defense_is_random": defense.is_random if defense else False,
         **_attack_info(plan, cell),
@@ -198,6 +198,22 @@ def _costs_of(manifest: Path) -> list[tuple[str, dict[str, Any]]]:
     notes = [store.read_json(p) for p in sorted((store.parts_folder(manifest) / ".made").glob("*.json"))]
     by_key = {n["key"]: n.get("costs") or {} for n in notes if n["key"] in wanted}
     return [(key, by_key.get(key, {})) for key in wanted]
+
+
+def _by_method(plan: Plan) -> pd.DataFrame:
+    """Measurements under their method's name, which checks ask for: of several entries of one method the one with the
+    method's own settings, else the first by name."""
+
+    def rank(name: str) -> tuple[bool, str]:
+        _, card, settings = plan.catalogue.diagnostic(name)
+        return settings != card.settings, name
+
+    measured = _diagnostics()
+    chosen: dict[str, str] = {}
+    for name in sorted(set(measured["diagnostic"]), key=rank):
+        chosen.setdefault(plan.catalogue.diagnostic(name)[1].name, name)
+    kept = measured[measured["diagnostic"].isin(chosen.values())]
+    return kept.drop(columns="diagnostic").rename(columns={"method": "diagnostic"})
 
 
 def _diagnostics() -> pd.DataFrame:
