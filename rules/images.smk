@@ -30,6 +30,7 @@ rule images_shift:
         "results/logs/images_shift/{set}.log",
     benchmark:
         "results/benchmarks/images_shift/{set}.tsv"
+    priority: 20  # short, and the clean observations wait for it
     resources:
         mem_mb=1000,
         attempt=attempt_number,

@@ -15,6 +15,7 @@ rule score:
         "results/logs/score/{group}/{batch}.log",
     benchmark:
         "results/benchmarks/score/{group}/{batch}.tsv"
+    priority: 6  # before further observations: what is left at the end is short then
     resources:
         mem_mb=1000,
     params:

@@ -12,6 +12,7 @@ rule summarise_group:
         "results/logs/summarise_group/{group}.log",
     benchmark:
         "results/benchmarks/summarise_group/{group}.tsv"
+    priority: 7
     resources:
         mem_mb=1500,
     params:
