@@ -67,6 +67,8 @@ RULES = {
     "blur": PINK,
     "jpeg": BROWN,
     "own": ORANGE,
+    "unet": VIOLET,
+    "noise": GREY,
     "bare": INK,
 }
 SCORES = {

@@ -76,7 +76,8 @@ def sequential_jpeg(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     axes.set_ylabel("accuracy behind the real codec")
     style.label_ends(axes, labels)
     _legend(axes, bool(flagged), series)
-    n = int(series["n"].min())
+    least, most = int(series["n"].min()), int(series["n"].max())
+    n = str(least) if least == most else f"{least} to {most}"
     last = series[(series["rounds"] == ticks[-1]) & (series["iterate"] != "last")]
     style.heading(
         figure,
