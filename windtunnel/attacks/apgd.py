@@ -142,9 +142,10 @@ class APGD(Attack):
             z = torch.addcmul(x, rows["gradient"].sign(), length).clamp(rows["low"], rows["high"])
         else:
             z = project_l2(x + length * unit(rows["gradient"]), rows["x0"], rows["eps"])
-        moved = x + (z - x) * share + (x - rows["x_old"]) * (1 - share)
+        # x + share (z - x) + (1 - share)(x - x_old), without a new tensor for every term
+        moved = (z - x).mul_(share).add_(x).add_((x - rows["x_old"]).mul_(1 - share))
         if norm == "linf":
-            return moved.clamp(rows["low"], rows["high"])
+            return moved.clamp_(rows["low"], rows["high"])
         return project_l2(moved, rows["x0"], rows["eps"])
 
     def _loss(self, rows: Rows) -> Loss:
