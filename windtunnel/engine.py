@@ -221,10 +221,14 @@ class Pipeline:
         """[B, C, H, W]: what the model sees of ``x``, with the straight-through graph back to it."""
         if self.defense is None:
             return x
+        return _ForwardReal.apply(self.stand_in(x, draws), self.purified(x, draws))
+
+    def stand_in(self, x: Tensor, draws: list[Draw] | None = None) -> Tensor:
+        """[B, C, H, W]: what the backward rule makes of ``x``, which is ``x`` itself for the identity."""
         rule = self.rule
         if self._drawn_rule is not None:
             rule = self.defense.backward_rules_drawn(draws)[self._drawn_rule]  # type: ignore[union-attr, arg-type]
-        return _ForwardReal.apply(x if rule is None else rule(x), self.purified(x, draws))
+        return x if rule is None else rule(x)
 
     def _answering(self, member: int | None) -> torch.nn.Module:
         return self.model if member is None else self.members[member]

@@ -1,12 +1,13 @@
-"""What the transfer attacks share: a per-row L1 normalisation, the momentum, the step, and questions outside the ball.
+"""What the transfer attacks share: the start, a per-row L1 normalisation, the momentum, the step, and questions outside
+the ball.
 
 Pure functions of tensors, row by row.
 """
 
 from __future__ import annotations
 
-from windtunnel.attacks.base import Loss, Query, Rows, Tensor
-from windtunnel.attacks.geometry import linf_bounds, project_l2, unit
+from windtunnel.attacks.base import Loss, Query, RowGenerators, Rows, Tensor
+from windtunnel.attacks.geometry import linf_bounds, project_l2, random_start, unit
 from windtunnel.backend import torch
 
 
@@ -24,6 +25,12 @@ def levelled(gradient: Tensor) -> Tensor:
 def accumulated(momentum: Tensor, gradient: Tensor, decay: float) -> Tensor:
     """``decay m + g / mean|g|``; without decay the gradient itself, so that a plain ascent rounds as PGD does."""
     return gradient if decay == 0 else decay * momentum + levelled(gradient)
+
+
+def started(x0: Tensor, eps: Tensor, norm: str, generators: RowGenerators, *, random: bool) -> Rows:
+    """The first rows of an ascent with momentum: a random start or the clean image, no momentum yet, the bounds."""
+    x = random_start(x0, eps, norm, generators) if random else x0
+    return with_bounds({"x": x, "momentum": torch.zeros_like(x0)}, x0, eps, norm)
 
 
 def with_bounds(rows: Rows, x0: Tensor, eps: Tensor, norm: str) -> Rows:

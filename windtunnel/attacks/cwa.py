@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from windtunnel.attacks.ascent import climbed, levelled, with_bounds
+from windtunnel.attacks.ascent import climbed, levelled, started
 from windtunnel.attacks.base import Attack, Query, RowGenerators, Rows, Tensor
-from windtunnel.attacks.geometry import per_row, random_start, unit
+from windtunnel.attacks.geometry import per_row, unit
 from windtunnel.attacks.losses import ce
 from windtunnel.backend import torch
 
@@ -63,9 +63,8 @@ class CWA(Attack):
         return self.steps
 
     def init(self, x0: Tensor, y: Tensor, eps: Tensor, norm: str, generators: RowGenerators, query: Query) -> Rows:
-        x = random_start(x0, eps, norm, generators) if self.random_start else x0
-        rows = {"x": x, "momentum": torch.zeros_like(x0), "inner_momentum": torch.zeros_like(x0)}
-        return with_bounds(rows, x0, eps, norm)
+        rows = started(x0, eps, norm, generators, random=self.random_start)
+        return rows | {"inner_momentum": torch.zeros_like(x0)}
 
     def step(self, rows: Rows, norm: str, generators: RowGenerators, query: Query) -> Rows:
         x, low, high = rows["x"], rows["low"], rows["high"]

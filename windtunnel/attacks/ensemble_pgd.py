@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from windtunnel.attacks.ascent import accumulated, climbed, with_bounds
+from windtunnel.attacks.ascent import accumulated, climbed, started
 from windtunnel.attacks.base import Attack, Query, RowGenerators, Rows, Tensor
-from windtunnel.attacks.geometry import per_row, random_start
+from windtunnel.attacks.geometry import per_row
 from windtunnel.attacks.losses import loss_named
-from windtunnel.backend import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +47,7 @@ class EnsemblePGD(Attack):
         return self.steps
 
     def init(self, x0: Tensor, y: Tensor, eps: Tensor, norm: str, generators: RowGenerators, query: Query) -> Rows:
-        x = random_start(x0, eps, norm, generators) if self.random_start else x0
-        return with_bounds({"x": x, "momentum": torch.zeros_like(x0)}, x0, eps, norm)
+        return started(x0, eps, norm, generators, random=self.random_start)
 
     def step(self, rows: Rows, norm: str, generators: RowGenerators, query: Query) -> Rows:
         x, loss = rows["x"], loss_named(self.loss)

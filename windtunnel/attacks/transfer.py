@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from windtunnel.attacks.ascent import accumulated, climbed, unjudged_gradient, with_bounds
+from windtunnel.attacks.ascent import accumulated, climbed, started, unjudged_gradient
 from windtunnel.attacks.base import Attack, Query, RowGenerators, Rows, Tensor
-from windtunnel.attacks.geometry import per_row, random_start, unit
+from windtunnel.attacks.geometry import per_row, unit
 from windtunnel.attacks.input_transforms import Resize, smoothed
 from windtunnel.attacks.losses import loss_named
 from windtunnel.backend import torch
@@ -84,11 +84,10 @@ class Transfer(Attack):
         return self.steps
 
     def init(self, x0: Tensor, y: Tensor, eps: Tensor, norm: str, generators: RowGenerators, query: Query) -> Rows:
-        x = random_start(x0, eps, norm, generators) if self.random_start else x0
-        rows = {"x": x, "momentum": torch.zeros_like(x0)}
+        rows = started(x0, eps, norm, generators, random=self.random_start)
         if self.points > 1:
             rows["variance"] = torch.zeros_like(x0)
-        return with_bounds(rows, x0, eps, norm)
+        return rows
 
     def step(self, rows: Rows, norm: str, generators: RowGenerators, query: Query) -> Rows:
         x, momentum = rows["x"], rows["momentum"]

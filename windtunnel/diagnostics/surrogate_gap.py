@@ -19,11 +19,7 @@ class _StandIn(Batch):
     """The same samples asked of the stand-in: the backward rule as the *forward*, then the model."""
 
     def answer(self, x: Tensor, rows: Tensor) -> Tensor:
-        pipeline = self.pipeline
-        rule = pipeline.rule
-        if pipeline.is_random and pipeline._drawn_rule is not None:
-            rule = pipeline.defense.backward_rules_drawn(self.draws_of(rows))[pipeline._drawn_rule]
-        return pipeline.model(x if rule is None else rule(x))
+        return self.pipeline.model(self.pipeline.stand_in(x, self.draws_of(rows)))
 
 
 @dataclass(frozen=True, kw_only=True)

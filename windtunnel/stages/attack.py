@@ -12,6 +12,7 @@ import pyarrow as pa
 from windtunnel import registry, store
 from windtunnel.catalogue import LEARNED, NONE
 from windtunnel.jobs import Made, Making, log, make_parts
+from windtunnel.models.folder import WEIGHTS
 from windtunnel.plan import JOB_VERSIONS, AttackKey, Plan
 from windtunnel.stages import images as image_stage
 from windtunnel.stages import purify as purify_stage
@@ -89,7 +90,7 @@ def surrogate_digest(plan: Plan, images: str, defense: str, rule: str) -> str | 
     """The digest of the learned surrogate that a pipeline is seen through, null for any other rule."""
     if rule != LEARNED:
         return None
-    return store.file_digest(Path(plan.surrogate_of(images, defense)) / "weights.safetensors")
+    return store.file_digest(Path(plan.surrogate_of(images, defense)) / WEIGHTS)
 
 
 def key_name(key: AttackKey) -> str:

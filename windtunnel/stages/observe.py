@@ -29,7 +29,7 @@ class UpstreamFailed(RuntimeError):
 def observe(plan: Plan, group: str, batch: str, manifest: Path, *, attempt: int = 1) -> None:
     """All cells of one (group of judging models, batch), one part each; batch ``clean`` also the fitting split."""
     models = plan.observed_models(group, batch)
-    weights = {m: store.file_digest(attack_stage.model_folder(m) / "weights.safetensors") for m in models}
+    weights = {m: attack_stage.weights_digest(plan, m) for m in models}
     makings = []
     for wanted in plan.observe_jobs[(group, batch)]:
         source, content = _source(plan, wanted.cell)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from windtunnel import store
 from windtunnel.catalogue import NONE
+from windtunnel.models.folder import CARD, WEIGHTS
 from windtunnel.plan import Plan
 from windtunnel.stages import images as image_stage
 from windtunnel.stages import purify as purify_stage
 
 N = 2000
 """Images that a stand-in learns from: a fixed nested subset of the split on which scores are fitted, never of test."""
-CARD, WEIGHTS = "card.json", "weights.safetensors"
 
 
 def train(plan: Plan, dataset: str, defense: str, folder: Path) -> None:
