@@ -85,11 +85,8 @@ MINIMAL = [
 ]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize(("attack", "factor"), MINIMAL, ids=[name_of(a) + str(i) for i, (a, _) in enumerate(MINIMAL)])
+@pytest.mark.parametrize(("attack", "factor", "norm"), [(a, f, n) for a, f in MINIMAL for n in a.norms])
 def test_distance_to_a_linear_boundary(attack: Attack, factor: float, norm: str) -> None:
-    if norm not in attack.norms:
-        pytest.skip("not a norm of this attack")
     model, images, labels = linear_samples(12)
     w = model.w.numpy()
     nearest = 4.0 / (np.abs(w).sum() if norm == "linf" else np.linalg.norm(w))
@@ -102,11 +99,8 @@ def test_distance_to_a_linear_boundary(attack: Attack, factor: float, norm: str)
     assert not run_attack(model, attack, images, labels, range(12), eps=0.99 * nearest, **tight).success.any()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize(("attack", "factor"), MINIMAL, ids=[name_of(a) + str(i) for i, (a, _) in enumerate(MINIMAL)])
+@pytest.mark.parametrize(("attack", "factor", "norm"), [(a, f, n) for a, f in MINIMAL for n in a.norms])
 def test_distance_to_the_nearest_of_several_boundaries(attack: Attack, factor: float, norm: str) -> None:
-    if norm not in attack.norms:
-        pytest.skip("not a norm of this attack")
     model, images, labels = planes()
     best, which = optimum(norm)
     runner_up = ranked_wrong_classes(model(torch.from_numpy(images)), torch.from_numpy(labels), 1)[:, 0].numpy() - 1
@@ -122,24 +116,20 @@ def test_distance_to_the_nearest_of_several_boundaries(attack: Attack, factor: f
         assert ratio.max() < factor
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize(
-    "attack",
-    [
-        APGD(steps=20, loss="dlr_targeted", targets=4),
-        APGD(steps=20, loss="margin_targeted", targets=4),
-        MIM(steps=20),
-        MIM(steps=20, loss="probability_margin"),
-        MIM(steps=20, loss="comp-sum-0"),
-        MIM(steps=20, loss="comp-sum-2"),
-        PMA(steps=20),
-        PMA(steps=20, terms="logit"),
-    ],
-    ids=name_of,
-)
+LINEAR = [
+    APGD(steps=20, loss="dlr_targeted", targets=4),
+    APGD(steps=20, loss="margin_targeted", targets=4),
+    MIM(steps=20),
+    MIM(steps=20, loss="probability_margin"),
+    MIM(steps=20, loss="comp-sum-0"),
+    MIM(steps=20, loss="comp-sum-2"),
+    PMA(steps=20),
+    PMA(steps=20, terms="logit"),
+]
+
+
+@pytest.mark.parametrize(("attack", "norm"), [(a, n) for a in LINEAR for n in a.norms])
 def test_worst_case_of_a_linear_model(attack: Attack, norm: str) -> None:
-    if norm not in attack.norms:
-        pytest.skip("not a norm of this attack")
     model, images, labels = linear_samples(12)
     w = model.w.numpy()
     critical = 4.0 / (np.abs(w).sum() if norm == "linf" else np.linalg.norm(w))

@@ -23,6 +23,15 @@ EPS = 12 / 255
 MEMBERS = (("noise", SignNoise(draws=3)), ("short", PGD(steps=3)), ("long", PGD(steps=15, loss="margin")))
 
 
+class FromClean(Attack):
+    """Planted attacks begin at the clean image and take one step, unless they say otherwise."""
+
+    max_steps: ClassVar[int] = 1
+
+    def init(self, x0: Any, y: Any, eps: Any, norm: str, generators: Any, query: Any) -> Any:
+        return {"x": x0}
+
+
 def ids(n: int) -> list[str]:
     return [f"sample-{i}" for i in range(n)]
 
@@ -102,17 +111,10 @@ class Pair(torch.nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskEach(Attack):
+class AskEach(FromClean):
     """Asks every member and the whole, checks the answers against each other, stays where it is."""
 
     seen: Any = None
-
-    @property
-    def max_steps(self) -> int:
-        return 1
-
-    def init(self, x0: Any, y: Any, eps: Any, norm: str, generators: Any, query: Any) -> Any:
-        return {"x": x0}
 
     def step(self, rows: Any, norm: str, generators: Any, query: Any) -> Any:
         parts = [query.gradient(rows["x"], margin, member=k) for k in range(query.n_members)]
@@ -145,18 +147,13 @@ def test_members_answer_for_themselves_are_counted_and_judge_nothing() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Overshoot(Attack):
+class Overshoot(FromClean):
     """Walks straight across the boundary of the linear model, far out of the ball and then back towards x0."""
 
     minimal_norm: ClassVar[bool] = True
     direction: Any = None
 
-    @property
-    def max_steps(self) -> int:
-        return 20
-
-    def init(self, x0: Any, y: Any, eps: Any, norm: str, generators: Any, query: Any) -> Any:
-        return {"x": x0}
+    max_steps: ClassVar[int] = 20
 
     def step(self, rows: Any, norm: str, generators: Any, query: Any) -> Any:
         length = (0.2 - 0.01 * rows["t"]).view(-1, 1, 1, 1)
@@ -247,18 +244,11 @@ def test_dice_belong_to_the_sample_not_to_the_batch() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Brighter(Attack):
+class Brighter(FromClean):
     """Raises every pixel by ``share`` of the budget."""
 
     uses_gradient: ClassVar[bool] = False
     share: float = 1.0
-
-    @property
-    def max_steps(self) -> int:
-        return 1
-
-    def init(self, x0: Any, y: Any, eps: Any, norm: str, generators: Any, query: Any) -> Any:
-        return {"x": x0}
 
     def step(self, rows: Any, norm: str, generators: Any, query: Any) -> Any:
         query.logits(rows["x"])
@@ -321,15 +311,8 @@ class Halve(Defense):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskDefense(Attack):
+class AskDefense(FromClean):
     seen: Any = None
-
-    @property
-    def max_steps(self) -> int:
-        return 1
-
-    def init(self, x0: Any, y: Any, eps: Any, norm: str, generators: Any, query: Any) -> Any:
-        return {"x": x0}
 
     def step(self, rows: Any, norm: str, generators: Any, query: Any) -> Any:
         self.seen.append(query.defense_error(rows["x"]))

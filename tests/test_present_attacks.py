@@ -239,7 +239,6 @@ def test_a_quantity_without_a_value_is_words_and_a_new_one_has_its_own_name() ->
 
 
 def test_every_built_in_quantity_has_words() -> None:
-    pytest.importorskip("windtunnel.diagnostics")
     for method, quantities in words_diagnostics.known_quantities().items():
         module = importlib.import_module(f"windtunnel.diagnostics.{method}")
         name = "".join(part.title() for part in method.split("_"))
