@@ -5,7 +5,8 @@ bare and through a defense alike."""
 rule surrogate_train:
     """A small network that learns what a defense answers: the gradient of an attack goes through it (rule unet)."""
     input:
-        lambda w: f"results/images/{w.dataset}/manifest.json",
+        images=lambda w: f"results/images/{w.dataset}/manifest.json",
+        networks=lambda w: PLAN.networks_of(w.defense),
     output:
         weights="results/surrogates/{dataset}/{defense}/weights.safetensors",
         card="results/surrogates/{dataset}/{defense}/card.json",

@@ -60,6 +60,7 @@ wildcard_constraints:
     dataset=r"[a-z0-9_]+",
     set=r"[a-z0-9_]+\.[a-z0-9_]+",
     model=r"[a-z0-9_-]+",
+    network=r"[a-z0-9_-]+",
     group=r"[a-z0-9_-]+",
     batch=r"[a-z0-9_]+",
     family=r"[a-z0-9_-]+",

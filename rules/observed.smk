@@ -9,6 +9,7 @@ rule observe:
         shifted=lambda w: PLAN.observe_inputs(w.group, w.batch)["shifted"],
         purified=lambda w: PLAN.observe_inputs(w.group, w.batch)["purified"],
         attacked=lambda w: PLAN.observe_inputs(w.group, w.batch)["attacked"],
+        networks=lambda w: PLAN.observe_inputs(w.group, w.batch)["networks"],
         weights=lambda w: PLAN.observe_inputs(w.group, w.batch)["weights"],
         cards=lambda w: PLAN.observe_inputs(w.group, w.batch)["cards"],
     output:

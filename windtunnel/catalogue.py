@@ -4,7 +4,8 @@ The catalogue defines each thing once under a unique name; a run only selects na
 ``windtunnel/catalogue/*.yaml``; a config may add its own under the key ``catalogue``. Derived names have one grammar:
 
     model     <name>[-s<seed>]                   digits-cnn, digits-cnn-s3       (seed 0 has no suffix)
-    defense   <family>[-<integer>][-x<rounds>]   jpeg-50, jpeg-50-x10, wavelet
+    defense   <family>[-<integer>][-s<seed>][-x<rounds>]   jpeg-50, jpeg-50-x10, wavelet; hyperprior-2-s1 (learned)
+    network   <family>[-<integer>][-s<seed>]     hyperprior-2-s1: the trained part of a defense
     threat    as listed: linf-8 (= 8/255), l2-50 (= 0.50)
     images    <dataset>.<split>[@<shift>-<severity>]
 """
@@ -117,9 +118,13 @@ class AttackEntry(Entry):
 
 
 class DefenseEntry(Entry):
-    """A family of defenses: one method whose ``argument`` is the integer in the name, times ``scale``."""
+    """A family of defenses: one method whose ``argument`` is the integer in the name, times ``scale``.
+
+    A learned one names its ``network``; the training seed stands in the defense's name (``-s1``).
+    """
 
     method: str
+    network: str | None = None
     argument: str | None = None
     scale: float = 1.0
     minimum: int = 0
@@ -127,6 +132,34 @@ class DefenseEntry(Entry):
     step: int = Field(default=1, ge=1)
     settings: dict[str, Any] = Field(default_factory=dict)
     milliseconds_per_image: float = 1.0
+
+
+class NetworkEntry(Entry):
+    """The trained part of defenses: a method of ``windtunnel/networks`` with its recipe and training seeds.
+
+    ``argument`` is a setting that the integer in a defense's name decides (times ``scale``), so that each rate of a
+    codec has its own weights. Trained on ``dataset`` with the help of ``teachers`` (names of models), or read from the
+    file ``weights`` with its declared ``sha256``.
+    """
+
+    method: str
+    argument: str | None = None
+    scale: float = 1.0
+    settings: dict[str, Any] = Field(default_factory=dict)
+    dataset: str | None = None
+    teachers: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    weights: str | None = None
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    seconds_to_train: float = Field(default=120.0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> NetworkEntry:
+        if (self.dataset is None) == (self.weights is None):
+            raise ValueError("a network is trained on a dataset or read from weights: give exactly one of the two")
+        if (self.weights is None) != (self.sha256 is None):
+            raise ValueError("weights from a file need their digest: give weights and sha256 together")
+        return self
 
 
 class ScoreEntry(Entry):
@@ -197,6 +230,7 @@ class CatalogueSection(BaseModel):
     threats: dict[str, Threat] = Field(default_factory=dict)
     attacks: dict[str, AttackEntry] = Field(default_factory=dict)
     defenses: dict[str, DefenseEntry] = Field(default_factory=dict)
+    networks: dict[str, NetworkEntry] = Field(default_factory=dict)
     scores: dict[str, ScoreEntry] = Field(default_factory=dict)
     models: dict[str, ModelEntry] = Field(default_factory=dict)
     diagnostics: dict[str, DiagnosticEntry] = Field(default_factory=dict)
@@ -311,6 +345,58 @@ class DiagnosticBlock(BaseModel):
         return value
 
 
+class CertifiedBlock(BaseModel):
+    """A cross product of names for certificates by randomised smoothing. See config/README.md for every key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = Field(default=None, description="a name for messages")
+    images: tuple[str, ...] = Field(description="image sets with labels, <dataset>.<split>")
+    n: int | None = Field(default=None, ge=1, description="how many samples (a fixed nested subset); all where absent")
+    models: tuple[str, ...] = Field(description="base classifiers, best trained with noise")
+    defenses: tuple[str, ...] = Field(default=(NONE,), description="denoisers between the noise and the model")
+    sigmas: tuple[float, ...] = Field(description="standard deviations of the noise, as fractions of the pixel range")
+    choose_draws: int = Field(default=100, ge=1, description="n0: draws that choose the class")
+    draws: int = Field(default=1000, ge=1, description="n: fresh draws that certify it")
+    alpha: float = Field(default=0.001, gt=0, lt=0.5, description="allowed probability of a wrong certificate")
+    looks: tuple[int, ...] = Field(
+        default=(), description="draws after which to look, each at alpha / number of looks; the last is draws"
+    )
+
+    @field_validator("images", "models", "defenses", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return _listed(value)
+
+    @field_validator("sigmas", mode="before")
+    @classmethod
+    def _as_numbers(cls, value: Any) -> Any:
+        return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    @field_validator("images", "models", "defenses", "sigmas")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("an empty list makes the block select nothing: name at least one, or leave the key out")
+        if len(set(value)) != len(value):
+            raise ValueError(f"duplicate in {list(value)}")
+        return value
+
+    @field_validator("sigmas")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        for sigma in value:
+            if not 0 < sigma <= 4:
+                raise ValueError(f"sigma is a fraction of the pixel range, in (0, 4], got {sigma}")
+        return value
+
+    @model_validator(mode="after")
+    def _looks_rise(self) -> CertifiedBlock:
+        if self.looks and (list(self.looks) != sorted(set(self.looks)) or self.looks[-1] != self.draws):
+            raise ValueError(f"looks must rise and end with draws ({self.draws}), got {list(self.looks)}")
+        return self
+
+
 class RunConfig(BaseModel):
     """A run: what to select, and how to summarise it."""
 
@@ -331,6 +417,10 @@ class RunConfig(BaseModel):
     )
     blocks: tuple[Block, ...] = Field(min_length=1)
     diagnostics: tuple[DiagnosticBlock, ...] = Field(default=(), description="measurements around single images")
+    certified: tuple[CertifiedBlock, ...] = Field(default=(), description="certificates by randomised smoothing")
+    certify_shards: int = Field(
+        default=1, ge=1, le=1000, description="jobs among which the samples of a certificate are shared"
+    )
 
 
 @dataclass(frozen=True)
@@ -409,6 +499,18 @@ class AttackChoice:
 
 
 @dataclass(frozen=True)
+class NetworkChoice:
+    """The trained part of a defense by name: family, integer and training seed, with card and complete settings."""
+
+    name: str
+    family: str
+    seed: int
+    entry: NetworkEntry
+    card: MethodCard
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class DefenseChoice:
     """A defense by name: family, strength, rounds, with its method's card and complete settings."""
 
@@ -419,6 +521,13 @@ class DefenseChoice:
     card: MethodCard
     settings: dict[str, Any]
     stages: tuple[DefenseChoice, ...] = ()
+    network: str | None = None
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The trained parts that this defense carries: its own, or those of its stages."""
+        own = (self.network,) if self.network else ()
+        return tuple(dict.fromkeys((*own, *(n for stage in self.stages for n in stage.networks))))
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -584,6 +693,10 @@ class Catalogue:
                 raise LookupError(f"defense '{name}': '-x<rounds>' starts at 2; write '{rest}'")
         if THEN in rest and rest not in self.sections["defenses"]:
             return self._composition(name, rest.split(THEN), rounds)
+        whole, seed = rest, None
+        match = SEEDED.match(rest)
+        if match and rest not in self.sections["defenses"]:
+            rest, seed = match["family"], int(match["seed"])
         family, value = rest, None
         if rest not in self.sections["defenses"]:
             match = STRENGTH.match(rest)
@@ -606,7 +719,56 @@ class Catalogue:
                 )
             settings[entry.argument] = value if entry.scale == 1.0 else round(value * entry.scale, 9)
         card = self._card("defense", entry.method)
-        return DefenseChoice(name, family, rounds, entry, card, self._settings(f"defense '{name}'", card, settings))
+        learned = bool(card.constants.get("is_learned", False))
+        if learned != (entry.network is not None):
+            raise LookupError(
+                f"defense '{name}': '{entry.method}' carries a trained network, so its entry needs network: <name>"
+                if learned
+                else f"defense '{name}': '{entry.method}' carries no trained network; leave network out"
+            )
+        if seed is not None and not learned:
+            raise LookupError(f"defense '{whole}': '{family}' is not trained and has no seeds; write '{rest}'")
+        network = self._network_of(entry, value, seed) if learned else None
+        settings = self._settings(f"defense '{name}'", card, settings)
+        return DefenseChoice(name, family, rounds, entry, card, settings, network=network)
+
+    def _network_of(self, entry: DefenseEntry, value: int | None, seed: int | None) -> str:
+        """The name of the network that a learned defense carries, checked."""
+        wanted: NetworkEntry = self._get("networks", entry.network or "", "network")
+        name = f"{entry.network}-{value}" if wanted.argument is not None and value is not None else str(entry.network)
+        seed = wanted.seeds[0] if seed is None else seed
+        return self.network(name if seed == wanted.seeds[0] else f"{name}-s{seed}").name
+
+    def network(self, name: str) -> NetworkChoice:
+        """The trained part of a defense by name: ``hyperprior-2-s1`` is the second rate, training seed 1."""
+        rest, seed = name, None
+        match = SEEDED.match(name)
+        if match and name not in self.sections["networks"]:
+            rest, seed = match["family"], int(match["seed"])
+        family, value = rest, None
+        match = STRENGTH.match(rest)
+        if match and rest not in self.sections["networks"]:
+            family, value = match["rest"], int(match["value"])
+        entry: NetworkEntry = self._get("networks", family, "network")
+        if (entry.argument is None) != (value is None):
+            wanted = f"{family}-<{entry.argument}>" if entry.argument else family
+            raise LookupError(f"network '{name}': write '{wanted}'")
+        seed = entry.seeds[0] if seed is None else seed
+        if seed not in entry.seeds:
+            raise LookupError(f"network '{family}' has no training seed {seed}; it has {list(entry.seeds)}")
+        settings = dict(entry.settings)
+        if entry.argument is not None:
+            settings[entry.argument] = value if entry.scale == 1.0 else round(value * entry.scale, 9)
+        card = self._card("network", entry.method)
+        for teacher in entry.teachers:
+            if self.model(teacher).entry.architecture == "ensemble":
+                raise LookupError(f"network '{name}': its teacher '{teacher}' is an ensemble; name single models")
+        least = int(card.constants.get("teachers", 0))
+        if entry.dataset is not None and len(entry.teachers) < least:
+            raise LookupError(
+                f"network '{name}': '{entry.method}' needs {least} teachers, it has {list(entry.teachers)}"
+            )
+        return NetworkChoice(name, family, seed, entry, card, self._settings(f"network '{name}'", card, settings))
 
     def _composition(self, name: str, parts: list[str], rounds: int) -> DefenseChoice:
         """``jpeg-50-then-median-3``: one defense after the other; ``-x<rounds>`` at the end repeats the whole."""
@@ -623,10 +785,13 @@ class Catalogue:
         )  # fmt: skip
         settings = {
             "stages": [
-                {"method": s.card.name, "settings": s.settings, "algorithm_version": s.card.algorithm_version}
+                {
+                    "method": s.card.name, "settings": s.settings, "algorithm_version": s.card.algorithm_version,
+                    **({"network": s.network} if s.network else {}),
+                }
                 for s in stages
             ]
-        }
+        }  # fmt: skip
         cost = sum(s.entry.milliseconds_per_image for s in stages)
         entry = DefenseEntry(method=stages[0].entry.method, milliseconds_per_image=cost)
         return DefenseChoice(name, THEN.join(s.family for s in stages), rounds, entry, card, settings, stages)
@@ -748,11 +913,13 @@ def problems_of(error: ValidationError, source: str) -> list[str]:
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     kinds: dict[str, type[BaseModel]] = {
         "threats": Threat, "attacks": AttackEntry, "defenses": DefenseEntry, "scores": ScoreEntry,
-        "models": ModelEntry, "images": ImagesEntry, "diagnostics": DiagnosticEntry,
+        "models": ModelEntry, "images": ImagesEntry, "diagnostics": DiagnosticEntry, "networks": NetworkEntry,
     }  # fmt: skip
     pieces = [p for p in location if isinstance(p, str)]
     if pieces[:1] == ["diagnostics"]:
         return list(DiagnosticBlock.model_fields)
+    if pieces[:1] == ["certified"]:
+        return list(CertifiedBlock.model_fields)
     if "blocks" in pieces:
         return list(Block.model_fields)
     if "catalogue" in pieces or any(p in kinds for p in pieces[:-1]):

@@ -24,6 +24,7 @@ from windtunnel.catalogue import (
     AttackMember,
     Block,
     Catalogue,
+    CertifiedBlock,
     ConfigError,
     DefenseChoice,
     DiagnosticBlock,
@@ -35,7 +36,7 @@ from windtunnel.catalogue import (
 )
 from windtunnel.models.folder import CARD, load_card
 from windtunnel.models.spec import ALGORITHM_VERSION as MODELS_VERSION
-from windtunnel.models.spec import ModelSpec, recipe_digest
+from windtunnel.models.spec import ModelSpec, data_identity, recipe_digest
 from windtunnel.registry import did_you_mean
 from windtunnel.store import digest, file_digest, short_id
 
@@ -87,6 +88,20 @@ class DiagnosticKey:
 
 
 @dataclass(frozen=True)
+class CertifiedKey:
+    """One certificate: which smoothed classifier (a denoiser may stand between noise and model), on which images."""
+
+    images: str
+    model: str
+    defense: str
+    sigma: float
+    choose_draws: int
+    draws: int
+    alpha: float
+    looks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Wanted:
     """A cell with what blocks ask of it beyond its identity."""
 
@@ -107,6 +122,8 @@ class Plan:
         self._attack_n: dict[AttackKey, int | None] = {}
         self._attack_batch: dict[AttackKey, str] = {}
         self._diagnostics: dict[DiagnosticKey, int | None] = {}
+        self._certified: dict[CertifiedKey, int | None] = {}
+        self._network_digests: dict[str, str] = {}
 
     @classmethod
     def of(cls, config: dict[str, Any], *, source: str = "config", base: Path | None = None) -> Plan:
@@ -143,7 +160,12 @@ class Plan:
             self._lookup(problems, f"catalogue.attacks.{name}", self.catalogue.attack, name)
         for name in self.run.catalogue.models:
             self._lookup(problems, f"catalogue.models.{name}", self.catalogue.members, name)
-        for section, kind in (("defenses", "defense"), ("scores", "score"), ("diagnostics", "diagnostic")):
+        for name, entry in self.run.catalogue.networks.items():
+            if entry.argument is None:
+                self._lookup(problems, f"catalogue.networks.{name}", self.catalogue.network, name)
+        for section, kind in (
+            ("defenses", "defense"), ("scores", "score"), ("diagnostics", "diagnostic"), ("networks", "network"),
+        ):  # fmt: skip
             for name, entry in getattr(self.run.catalogue, section).items():
                 self._lookup(problems, f"catalogue.{section}.{name}.method", self.catalogue._card, kind, entry.method)
         names = [b.name for b in self.run.blocks if b.name]
@@ -164,6 +186,11 @@ class Plan:
                     )
         for index, block in enumerate(self.run.diagnostics):
             self._add_diagnostics(problems, f"diagnostics[{index}]" + (f" ({block.name})" if block.name else ""), block)
+        for index, block in enumerate(self.run.certified):
+            self._add_certified(problems, f"certified[{index}]" + (f" ({block.name})" if block.name else ""), block)
+        if not problems:
+            for name in self.networks:
+                self._check_network(problems, name)
         for (dataset, defense), _ in self.surrogates.items():
             self._lookup(problems, f"the learned surrogate of '{defense}'", self.surrogate_set, dataset)
         return problems
@@ -211,6 +238,47 @@ class Plan:
                                 old = self._diagnostics.get(key, block.n)
                                 larger = None if old is None or block.n is None else max(old, block.n)
                                 self._diagnostics[key] = larger
+
+    def _add_certified(self, problems: list[str], here: str, block: CertifiedBlock) -> None:
+        catalogue, before = self.catalogue, len(problems)
+        for i, name in enumerate(block.images):
+            found = self._lookup(problems, f"{here}.images[{i}]", catalogue.images, name)
+            if found and found.role not in ("id", "shifted"):
+                problems.append(f"{here}.images[{i}]: '{name}' has no labels to certify against")
+        for i, name in enumerate(block.models):
+            self._lookup(problems, f"{here}.models[{i}]", catalogue.model, name)
+            if len(self._lookup([], "", catalogue.members, name) or ()) > 1:
+                problems.append(f"{here}.models[{i}]: '{name}' is an ensemble; name its members")
+        for i, name in enumerate(block.defenses):
+            choice = self._lookup(problems, f"{here}.defenses[{i}]", catalogue.defense, name) if name != NONE else None
+            if choice and choice.is_random:
+                problems.append(f"{here}.defenses[{i}]: '{name}' throws its own dice; the certificate has its noise")
+        if len(problems) > before:
+            return
+        for images_name in block.images:
+            for model in block.models:
+                for defense in block.defenses:
+                    for sigma in block.sigmas:
+                        key = CertifiedKey(
+                            images_name, catalogue.model(model).name, defense, sigma, block.choose_draws, block.draws,
+                            block.alpha, block.looks,
+                        )  # fmt: skip
+                        old = self._certified.get(key, block.n)
+                        self._certified[key] = None if old is None or block.n is None else max(old, block.n)
+
+    def _check_network(self, problems: list[str], name: str) -> None:
+        """A network whose file of weights is missing, or whose data set cannot train it, is named before any job."""
+        choice = self.catalogue.network(name)
+        if choice.entry.weights is not None:
+            path = self.catalogue.base / choice.entry.weights
+            if not path.is_file():
+                problems.append(f"catalogue.networks.{choice.family}.weights: no file '{path}'")
+        elif choice.entry.dataset is not None and choice.entry.dataset not in images.DATASETS:
+            for split in ("train", self.run.fit_on):
+                self._lookup(
+                    problems, f"catalogue.networks.{choice.family}.dataset", self.catalogue.images,
+                    f"{choice.entry.dataset}.{split}",
+                )  # fmt: skip
 
     def _diagnostic_rules(self, block: DiagnosticBlock, defense: str) -> tuple[str, ...]:
         if defense == NONE:
@@ -462,7 +530,35 @@ class Plan:
             "algorithm_version": choice.card.algorithm_version,
             "libraries": {lib: installed(lib) for lib in choice.card.constants.get("libraries", ())},
             **({"files": files} if files else {}),
+            **({"networks": {n: self.network_digest(n) for n in choice.networks}} if choice.networks else {}),
         }
+
+    def network_settings(self, name: str) -> dict[str, Any]:
+        """Everything that decides a network's weights, as JSON; its digest is the network's recipe digest."""
+        choice = self.catalogue.network(name)
+        entry = choice.entry
+        found: dict[str, Any] = {
+            "method": choice.card.name,
+            "settings": choice.settings,
+            "algorithm_version": choice.card.algorithm_version,
+            **self._user_file(entry.method),
+        }
+        if entry.weights is not None:
+            return {**found, "sha256": entry.sha256}
+        dataset = entry.dataset or ""
+        if dataset in images.DATASETS:
+            data: Any = data_identity(dataset)
+        else:
+            sets = [self.set_choice(f"{dataset}.{split}") for split in ("train", self.run.fit_on)]
+            data = {s.name: file_digest(self.catalogue.base / (s.file or "")) for s in sets}
+        teachers = [recipe_digest(self.model_spec(t)) for t in entry.teachers]
+        return {**found, "seed": choice.seed, "data": data, "teachers": teachers}
+
+    def network_digest(self, name: str) -> str:
+        """The recipe digest of a network: shipped weights are used where their card bears it."""
+        if name not in self._network_digests:
+            self._network_digests[name] = digest(self.network_settings(name))
+        return self._network_digests[name]
 
     def attack_settings(self, key: AttackKey) -> dict[str, Any]:
         """Everything that can move an attack's images, as JSON; the digests of its inputs come on top at run time."""
@@ -560,8 +656,46 @@ class Plan:
     @cached_property
     def models(self) -> list[str]:
         """Every single model that some job needs, judging, attacked or measured; of ensembles the members."""
-        named = {w.cell.model for w in self.cells} | {k.model for k in (*self._attack_n, *self._diagnostics)}
+        keys = (*self._attack_n, *self._diagnostics, *self._certified)
+        named = {w.cell.model for w in self.cells} | {k.model for k in keys}
+        named |= {teacher for name in self.trained_networks for teacher in self.catalogue.network(name).entry.teachers}
         return sorted({member for name in named for member in self.catalogue.members(name)})
+
+    @cached_property
+    def networks(self) -> list[str]:
+        """Every network that some defense of the run carries."""
+        keys = (*self._attack_n, *self._diagnostics, *self._certified)
+        named = {w.cell.defense for w in self.cells} | {k.defense for k in keys}
+        return sorted({n for name in named - {NONE} for n in self.catalogue.defense(name).networks})
+
+    @cached_property
+    def shipped_networks(self) -> list[str]:
+        """Networks whose shipped weights are of their recipe, seed, data and teachers."""
+        found = []
+        for name in self.networks:
+            folder = RESOURCES / "networks" / name
+            if (folder / CARD).is_file() and load_card(folder).get("recipe_digest") == self.network_digest(name):
+                found.append(name)
+        return found
+
+    @cached_property
+    def trained_networks(self) -> list[str]:
+        """Networks that a job of this run trains."""
+        shipped = set(self.shipped_networks)
+        return [n for n in self.networks if n not in shipped and self.catalogue.network(n).entry.dataset is not None]
+
+    def networks_of(self, *defenses: str) -> list[str]:
+        """Weights and cards of the networks that these defenses carry."""
+        names = {n for d in defenses if d != NONE for n in self.catalogue.defense(d).networks}
+        return [f"results/networks/{n}/{file}" for n in sorted(names) for file in ("card.json", "weights.safetensors")]
+
+    def network_inputs(self, name: str) -> list[str]:
+        """Which files a network's job reads: its teachers, and a user's own images."""
+        entry = self.catalogue.network(name).entry
+        found = [path for t in entry.teachers for files in self.weights_of(t).values() for path in files]
+        if entry.dataset is not None and entry.dataset not in images.DATASETS:
+            found.append(f"results/images/{entry.dataset}/manifest.json")
+        return found
 
     def weights_of(self, model: str) -> dict[str, list[str]]:
         """Weights and cards of a model's members (of a single model: its own)."""
@@ -626,7 +760,40 @@ class Plan:
     def diagnostic_inputs(self, model: str, images: str) -> list[str]:
         """Which image manifests and surrogates a measuring job reads."""
         keys = self.diagnostic_jobs[(model, images)]
-        return [f"results/images/{self.set_choice(images).dataset}/manifest.json", *self._surrogate_files(keys)]
+        manifest = f"results/images/{self.set_choice(images).dataset}/manifest.json"
+        return [manifest, *self._surrogate_files(keys), *self.networks_of(*(k.defense for k in keys))]
+
+    @cached_property
+    def certify_jobs(self) -> dict[tuple[str, str], list[CertifiedKey]]:
+        """(model, image set) -> certificates; each job is made in ``run.certify_shards`` shards of the samples."""
+        found: dict[tuple[str, str], list[CertifiedKey]] = {}
+        for key in self._certified:
+            found.setdefault((key.model, key.images), []).append(key)
+        return found
+
+    def certified_n(self, key: CertifiedKey) -> int | None:
+        """How many samples a certificate is made for."""
+        return self._certified[key]
+
+    def certified_settings(self, key: CertifiedKey) -> dict[str, Any]:
+        """Everything that can move a certificate, as JSON; the digests of its inputs come on top at run time."""
+        return {
+            "images": self.images_settings(key.images, NONE),
+            "n": self._certified[key],
+            "model": key.model,
+            "defense": self.defense_settings(key.defense),
+            "sigma": key.sigma,
+            "choose_draws": key.choose_draws,
+            "draws": key.draws,
+            "alpha": key.alpha,
+            "looks": list(key.looks),
+        }
+
+    def certify_inputs(self, model: str, images: str) -> list[str]:
+        """Which image manifests and networks a certifying job reads."""
+        keys = self.certify_jobs[(model, images)]
+        manifest = f"results/images/{self.set_choice(images).dataset}/manifest.json"
+        return [manifest, *self.networks_of(*(k.defense for k in keys))]
 
     def _surrogate_files(self, keys: Iterable[AttackKey | DiagnosticKey]) -> list[str]:
         folders = {self.surrogate_of(k.images, k.defense) for k in keys if k.rule == LEARNED}
@@ -659,7 +826,13 @@ class Plan:
         for wanted in self.cells:
             choice = self.set_choice(wanted.cell.images)
             found.setdefault(choice.dataset, set()).add(choice.split)
-        for name in [k.images for k in self._diagnostics] + [self.surrogate_set(d) for d, _ in self.surrogates]:
+        others = [k.images for k in (*self._diagnostics, *self._certified)]
+        others += [self.surrogate_set(d) for d, _ in self.surrogates]
+        for name in self.trained_networks:
+            dataset = self.catalogue.network(name).entry.dataset
+            if dataset not in images.DATASETS:
+                others += [f"{dataset}.train", f"{dataset}.{self.run.fit_on}"]
+        for name in others:
             choice = self.set_choice(name)
             found.setdefault(choice.dataset, set()).add(choice.split)
         for model in self.fitted_models:
@@ -782,6 +955,7 @@ class Plan:
             "shifted": [f"results/images/{s}/shifted.json" for s in sorted(shifted)],
             "purified": [f"results/defended/{d}/{f}.json" for d, f in sorted(purified)],
             "attacked": [f"results/attacked/{m}/{s}/{b}.json" for m, s, b in sorted(attacked)],
+            "networks": self.networks_of(*(w.cell.defense for w in self.observe_jobs[(group, batch)])),
             "weights": [f"results/models/{m}/weights.safetensors" for m in models],
             "cards": [f"results/models/{m}/card.json" for m in models],
         }
@@ -790,7 +964,8 @@ class Plan:
         """Which image manifests a purify job reads."""
         wanted = self.purified[(dataset, family)]
         clean = [f"results/images/{dataset}/manifest.json"] if any(s == NONE for _, s, _, _ in wanted) else []
-        return clean + [f"results/images/{i}/shifted.json" for i in sorted({i for i, s, _, _ in wanted if s != NONE})]
+        shifted = [f"results/images/{i}/shifted.json" for i in sorted({i for i, s, _, _ in wanted if s != NONE})]
+        return clean + shifted + self.networks_of(*(d for _, _, d, _ in wanted))
 
     def attack_inputs(self, model: str, images: str, batch: str) -> list[str]:
         """Which image manifests an attack job reads."""
@@ -798,7 +973,7 @@ class Plan:
         found = [f"results/images/{self.set_choice(images).dataset}/manifest.json"]
         if any(k.shift != NONE for k in keys):
             found.append(f"results/images/{images}/shifted.json")
-        return found + self._surrogate_files(keys)
+        return found + self._surrogate_files(keys) + self.networks_of(*(k.defense for k in keys))
 
     def batch_of(self, key: AttackKey) -> str:
         """The job batch in which an attack is made."""
@@ -823,6 +998,15 @@ class Plan:
             return {"shifts": [self.images_settings(w["set"], s) for s in self.shifted_sets[w["set"]]]}
         if rule == "model_provide":
             return {"model": self.model_settings(w["model"])}
+        if rule == "network_provide":
+            return {"network": self.network_digest(w["network"])}
+        if rule == "certify":
+            keys = self.certify_jobs[(w["model"], w["set"])]
+            return {
+                "parts": [self.certified_settings(k) for k in keys],
+                "shards": run.certify_shards,
+                "batch_size": run.batch_size,
+            }
         if rule == "purify_shared":
             wanted = self.purified[(w["dataset"], w["family"])]
             return {"parts": [[self.images_settings(i, s), self.defense_settings(d), n] for i, s, d, n in wanted]}
@@ -860,10 +1044,15 @@ class Plan:
             "present_figures",
             "verdict",
             "summarise_diagnostics",
+            "summarise_certified",
         ):
             measured = digest([self.diagnostic_settings(k) for k in self._diagnostics])
+            certified = digest([self.certified_settings(k) for k in self._certified])
             cells = digest(self._cells_json(None))
-            return {"name": run.name, "cells": cells, "scores": list(run.scores), "diagnostics": measured}
+            return {
+                "name": run.name, "cells": cells, "scores": list(run.scores), "diagnostics": measured,
+                "certified": certified,
+            }  # fmt: skip
         raise KeyError(rule)
 
     def score_settings(self, name: str) -> dict[str, Any]:
@@ -924,9 +1113,21 @@ class Plan:
             asked = n * math.prod(int(settings[name]) for name in card.constants.get("bill", ()))
             gradients += asked
             seconds += asked * self.catalogue.model(diagnostic.model).entry.milliseconds_per_gradient / 1e3
+        for certificate, n_wanted in self._certified.items():
+            n = self._count(certificate.images, n_wanted)
+            asked = n * (certificate.choose_draws + certificate.draws)
+            forwards += asked
+            cost = self.catalogue.model(certificate.model).entry.milliseconds_per_forward
+            if certificate.defense != NONE:
+                choice = self.catalogue.defense(certificate.defense)
+                cost += choice.rounds * choice.entry.milliseconds_per_image
+            seconds += asked * cost / 1e3
+            size += n * 60
         jobs = self.count_jobs()
-        torch_jobs = jobs["attack"] + jobs["observe"] + jobs["diagnose"] + jobs["surrogate_train"]
+        torch_jobs = sum(jobs[rule] for rule in ("attack", "observe", "diagnose", "surrogate_train", "certify"))
+        torch_jobs += len(self.networks) - len(self.shipped_networks)
         seconds += SECONDS_PER_SURROGATE * jobs["surrogate_train"]
+        seconds += sum(self.catalogue.network(n).entry.seconds_to_train for n in self.trained_networks)
         return {
             "cells": len(self.cells),
             "attacks": len(self._attack_n),
@@ -961,10 +1162,12 @@ class Plan:
             "images_build": len(self.datasets),
             "images_shift": len(self.shifted_sets),
             "model_provide": len(self.models),
+            "network_provide": len(self.networks),
             "purify_shared": len(self.purified),
             "surrogate_train": len(self.surrogates),
             "attack": len(self.attack_jobs),
             "diagnose": len(self.diagnostic_jobs),
+            "certify": len(self.certify_jobs) * self.run.certify_shards,
             "observe": len(self.observe_jobs),
             "score": len(self.score_jobs),
             "summarise": len(self.groups) + 4,
@@ -981,6 +1184,9 @@ JOB_VERSIONS = {
     "surrogate_train": 1,
     "diagnose": 1,
     "summarise_diagnostics": 1,
+    "network_provide": 1,
+    "certify": 1,
+    "summarise_certified": 1,
     "images_build": 1,
     "images_shift": 1,
     "model_provide": 1,

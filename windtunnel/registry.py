@@ -21,7 +21,9 @@ from types import ModuleType
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-KINDS = {"attack": "attacks", "defense": "defenses", "score": "scores", "diagnostic": "diagnostics"}
+KINDS = {
+    "attack": "attacks", "defense": "defenses", "score": "scores", "diagnostic": "diagnostics", "network": "networks",
+}  # fmt: skip
 BASE_MODULE = "base"
 
 

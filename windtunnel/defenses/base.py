@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
@@ -32,11 +33,13 @@ class Defense(ABC):
     Class constants (literals, read by the plan without importing anything heavy): ``algorithm_version``;
     ``is_random``; ``rules`` the names of the backward rules, in the order of ``backward_rules``; ``generic_rules``
     those that know nothing of this defense (a number found with generic rules only carries the dagger "upper bound");
-    ``libraries`` the packages whose version moves the numbers (recorded in the identity of a cell).
+    ``libraries`` the packages whose version moves the numbers (recorded in the identity of a cell); ``is_learned``
+    whether it carries a trained network.
     """
 
     algorithm_version: ClassVar[int] = 1
     is_random: ClassVar[bool] = False
+    is_learned: ClassVar[bool] = False
     rules: ClassVar[tuple[str, ...]] = ("identity", "blur")
     generic_rules: ClassVar[tuple[str, ...]] = ("identity", "blur", "jpeg")
     libraries: ClassVar[tuple[str, ...]] = ()
@@ -55,6 +58,36 @@ class Defense(ABC):
 
         known = generic_rules()
         return {name: known[name] for name in self.rules}
+
+
+class UnboundDefense(RuntimeError):
+    """A learned defense that was not given its trained network."""
+
+
+class LearnedDefense(Defense):
+    """A defense with trained weights. Which network it carries is a matter of its catalogue entry (``network: name``);
+    the module is handed over once, by ``carrying``, before the first use.
+
+    Subclasses state ``is_learned: ClassVar[bool] = True`` themselves (the plan reads their source). ``purify`` runs
+    under ``torch.no_grad`` on batches of one fixed size (``networks.batches.in_fixed_batches``), so that an image's
+    answer does not depend on its neighbours.
+    """
+
+    is_learned: ClassVar[bool] = True
+
+    def carrying(self, module: torch.nn.Module) -> Self:
+        """The same defense with this trained module, frozen and in eval mode."""
+        bound = copy.copy(self)
+        object.__setattr__(bound, "_module", module)
+        return bound
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The trained module."""
+        found = getattr(self, "_module", None)
+        if found is None:
+            raise UnboundDefense(f"{type(self).__name__} has no trained network yet: use defense.carrying(module)")
+        return found
 
 
 Draw = Mapping[str, np.ndarray]

@@ -106,6 +106,7 @@ def identity(plan: Plan, key: AttackKey, weights: str) -> dict[str, Any]:
         "settings": plan.attack_settings(key),
         "weights": weights,
         "surrogate": surrogate_digest(plan, key.images, key.defense, key.rule),
+        "networks": purify_stage.network_digests(plan, key.defense),
         "images": image_stage.content(plan, key.images, key.shift),
         "batch_size": plan.run.batch_size,
     }

@@ -50,6 +50,7 @@ def _identity(plan: Plan, key: DiagnosticKey, weights: str) -> dict[str, Any]:
         "job": JOB_VERSIONS["diagnose"],
         "settings": plan.diagnostic_settings(key),
         "weights": weights,
+        "networks": purify_stage.network_digests(plan, key.defense),
         "surrogate": attack_stage.surrogate_digest(plan, key.images, key.defense, key.rule),
         "images": image_stage.content(plan, key.images, NONE),
         "batch_size": plan.run.batch_size,

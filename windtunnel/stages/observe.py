@@ -38,6 +38,7 @@ def observe(plan: Plan, group: str, batch: str, manifest: Path, *, attempt: int 
             "cell": plan.cell_settings(wanted.cell),
             "n": wanted.n,
             "weights": weights[wanted.cell.model],
+            "networks": purify_stage.network_digests(plan, wanted.cell.defense),
             "content": content,
             "features": bool(wanted.scores),
             "batch_size": plan.run.batch_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,53 @@ import numpy as np
 import pyarrow as pa
 
 from windtunnel import registry, store
+from windtunnel.catalogue import NONE
 from windtunnel.defenses._chain import Chain
 from windtunnel.defenses.base import Defense, Purified, repeat
 from windtunnel.jobs import Made, Making, make_parts
 from windtunnel.metrics.quality import bits_per_pixel, psnr, ssim
+from windtunnel.models.folder import WEIGHTS
 from windtunnel.plan import JOB_VERSIONS, Plan
 from windtunnel.stages import images as image_stage
 
 
+class NetworkMissing(RuntimeError):
+    """The network that a defense carries could not be provided; the reason is its job's."""
+
+
 def build(plan: Plan, name: str) -> tuple[Defense, int]:
-    """A defense object and its rounds, by name."""
+    """A defense object with the trained network it carries, and its rounds, by name."""
     choice = plan.catalogue.defense(name)
-    made = [
-        registry.load("defense", c.entry.method, plan.catalogue.base)(**c.settings) for c in choice.stages or (choice,)
-    ]
+    made = []
+    for part in choice.stages or (choice,):
+        method = registry.load("defense", part.entry.method, plan.catalogue.base)(**part.settings)
+        made.append(method.carrying(_module(plan, part.network)) if part.network else method)
     return (Chain(stages=tuple(made)) if choice.stages else made[0]), choice.rounds
+
+
+@lru_cache(maxsize=4)
+def _module(plan: Plan, name: str) -> Any:
+    """A provided network, loaded once."""
+    from windtunnel.networks.provide import load
+    from windtunnel.stages.network import network
+    from windtunnel.stages.surrogate import reason_of_failure
+
+    folder = network_folder(name)
+    if reason := reason_of_failure(folder):
+        raise NetworkMissing(f"the network '{name}' could not be provided: {reason}")
+    return load(network(plan, name), folder)
+
+
+def network_folder(name: str) -> Path:
+    """Where a provided network lies."""
+    return Path("results/networks") / name
+
+
+def network_digests(plan: Plan, defense: str) -> dict[str, str]:
+    """The digests of the networks that a defense carries: part of the identity of everything it makes."""
+    if defense == NONE:
+        return {}
+    return {n: store.file_digest(network_folder(n) / WEIGHTS) for n in plan.catalogue.defense(defense).networks}
 
 
 def purify_shared(plan: Plan, dataset: str, family: str, manifest: Path, *, attempt: int = 1) -> None:
@@ -36,6 +68,7 @@ def purify_shared(plan: Plan, dataset: str, family: str, manifest: Path, *, atte
             "images": plan.images_settings(name, shift),
             "content": image_stage.content(plan, name, shift),
             "defense": plan.defense_settings(defense),
+            "networks": network_digests(plan, defense),
             "n": n,
         }
         makings.append(

@@ -28,6 +28,7 @@ def train(plan: Plan, dataset: str, defense: str, folder: Path) -> None:
     image_set = image_stage.read(plan, name, NONE, N)
     identity = {
         "defense": plan.defense_settings(defense),
+        "networks": purify_stage.network_digests(plan, defense),
         "images": plan.images_settings(name, NONE),
         "content": image_stage.content(plan, name, NONE),
         "n": len(image_set.sample_ids),
