@@ -574,3 +574,12 @@ def test_trivial_statistics_of_known_images():
     assert found["total_variation"] == pytest.approx([0.0, 0.0, 0.5])
     with pytest.raises(ValueError, match="uint8"):
         trivial_statistics(np.zeros((1, 4, 4, 3)))
+
+
+def test_consistency_is_the_share_of_answers_that_a_shift_leaves_alone():
+    plain, shifted = cell(n=N, broken=10), cell(n=N, broken=20, shift="pixel_shift", severity=1, role="shifted")
+    found = pick(metrics(plain, shifted), metric="consistency")
+    assert (found["value"], found["n"], found["against"]) == (0.9, N, "unshifted")  # ten are wrong in the same way
+    assert found["cell_id"] == one_id(shifted) and found["baseline_cell_id"] == one_id(plain)
+    assert found["ci_low"] < 0.9 < found["ci_high"]
+    assert not [r for r in metrics(shifted) if r["metric"] == "consistency"]

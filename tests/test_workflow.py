@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from workflow import Run, planned_rules, tiny
+from workflow import ROOT, Run, planned_rules, tiny
 
 import windtunnel
 from windtunnel import store
@@ -147,72 +148,35 @@ def test_adding_a_score_runs_no_model(copied: Run) -> None:
     assert samples.loc[samples["model"] == "digits-abet", "score_maxlogit"].notna().all()
 
 
-def test_methods_of_the_users_own(copied: Run) -> None:
-    """One file, one catalogue entry each, in the user's folder."""
-    folder = copied.folder / "mine"
-    folder.mkdir()
-    (folder / "upward.py").write_text(
-        '"""Add eps to every pixel: a one-step attack that asks for nothing."""\n'
-        "from dataclasses import dataclass\nfrom typing import ClassVar\n"
-        "from windtunnel.attacks.base import Attack\nfrom windtunnel.attacks.geometry import per_row\n\n\n"
-        "@dataclass(frozen=True, kw_only=True)\nclass Upward(Attack):\n"
-        '    """Brighter by the whole budget."""\n\n'
-        '    norms: ClassVar[tuple[str, ...]] = ("linf",)\n    uses_gradient: ClassVar[bool] = False\n'
-        "    share: float = 1.0\n\n"
-        "    @property\n    def max_steps(self):\n        return 1\n\n"
-        '    def init(self, x0, y, eps, norm, generators, query):\n        return {"x": x0}\n\n'
-        "    def step(self, rows, norm, generators, query):\n"
-        '        moved = rows["x0"] + self.share * per_row(rows["eps"], rows["x0"])\n'
-        '        return {**rows, "x": moved.clamp(0, 1)}\n'
-    )
-    (folder / "mirror.py").write_text(
-        '"""Swap left and right."""\n'
-        "from dataclasses import dataclass\n"
-        "from windtunnel.defenses.base import Defense, Purified\n\n\n"
-        "@dataclass(frozen=True, kw_only=True)\nclass Mirror(Defense):\n"
-        '    """A mirrored image."""\n\n'
-        "    def purify(self, images):\n        return Purified(images[..., ::-1].copy())\n"
-    )
-    (folder / "size.py").write_text(
-        '"""Length of the features."""\n'
-        "from dataclasses import dataclass\nfrom typing import ClassVar\n"
-        "import numpy as np\nfrom windtunnel.scores.base import Score\n\n\n"
-        "@dataclass(frozen=True, kw_only=True)\nclass Size(Score):\n"
-        '    """Minus the norm of the features."""\n\n'
-        "    needs_features: ClassVar[bool] = True\n\n"
-        "    def score(self, observations, state, head):\n"
-        "        return -np.linalg.norm(observations.features.astype(np.float64), axis=1)\n"
-    )
-    config = tiny()
-    config["catalogue"] = {
-        "attacks": {"upward": {"method": "mine/upward.py", "settings": {"share": 0.5}}},
-        "defenses": {"mirror": {"method": "mine/mirror.py"}},
-        "scores": {"size": {"method": "mine/size.py"}},
-    }
-    config["scores"].append("size")
-    config["blocks"][0]["defenses"].append("mirror")
-    config["blocks"].append(
-        {
-            "images": "photodigits.test",
-            "n": 16,
-            "models": "digits-cnn",
-            "attacks": "upward",
-            "threats": "linf-8",
-            "mode": "search",
-        }
-    )
-    copied.configure(config).snakemake("tables")
-    samples = windtunnel.load(copied.folder / "results")
-    mine = samples[samples["attack"] == "upward"]
-    assert len(mine) == 16
-    assert abs(mine["linf"].max() - 4 / 255) < 1e-6
-    mirrored = samples[samples["defense"] == "mirror"]
-    assert mirrored["score_size"].notna().all()
-    assert mirrored["correct"].astype(float).mean() < 0.9
-    # an edited file is another method: its cells are made again
-    text = (folder / "mirror.py").read_text()
-    (folder / "mirror.py").write_text(text.replace("[..., ::-1]", "[..., ::-1, :]"))
-    assert "purify_shared" in planned_rules(copied.snakemake("--dry-run"))
+def test_the_documented_methods_of_the_users_own(tmp_path: Path) -> None:
+    """The folder that the documentation shows, copied and run as it says: one file, one catalogue entry each."""
+    run = Run(tmp_path / "study")
+    shutil.copytree(ROOT / "docs" / "examples" / "own_methods", run.folder)
+    run.snakemake("results/tables/metrics.parquet")
+    samples = windtunnel.load(run.folder / "results")
+    upward = samples[samples["attack"] == "upward"]
+    assert len(upward) == 16 and (upward["linf"] <= 4.51 / 255).all()
+    assert (samples.loc[samples["split"] == "letters", "score_size"] < 0).all()
+    metrics = windtunnel.load(run.folder / "results", "metrics")
+    clean = metrics[(metrics["metric"] == "accuracy") & (metrics["attack"] == "none")].set_index("defense")["value"]
+    assert clean["mirror"] < clean["none"] - 0.3  # a mirrored digit is another one
+    assert clean["smoother"] > 0.8
+    through = metrics[(metrics["metric"] == "accuracy") & (metrics["attack"] == "pgd20")]
+    assert set(through.loc[through["defense"] == "mirror", "through"]) == {"own", "identity", "blur"}
+    exact, guessed = (through.loc[through["through"] == rule, "value"].iloc[0] for rule in ("own", "identity"))
+    assert exact < guessed, "the exact rule of the mirror is no stronger than a wrong one"
+    cards = {n: json.loads((run.folder / f"results/networks/{n}/card.json").read_text()) for n in
+             ("smoothing-filter", "smoothing-filter-s1")}  # fmt: skip
+    assert [card["seed"] for card in cards.values()] == [0, 1]
+    assert all(card["metrics"]["mse"] < card["metrics"]["mse_of_noise"] for card in cards.values())
+    weights = {card["weights"]["sha256"] for card in cards.values()}
+    assert len(weights) == 2
+    # another file, another identity: exactly what carries the network is made again
+    source = run.folder / "mine" / "smoothing_filter.py"
+    source.write_text(source.read_text().replace("sigma: float = 0.1", "sigma: float = 0.2"))
+    planned = planned_rules(run.snakemake("--dry-run", "results/tables/metrics.parquet"))
+    assert {"network_provide", "purify_shared", "attack", "observe"} <= planned
+    assert not planned & {"images_build", "model_copy", "model_provide"}
 
 
 def test_the_bill_and_a_bad_config(copied: Run) -> None:

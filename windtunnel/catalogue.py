@@ -120,7 +120,8 @@ class AttackEntry(Entry):
 class DefenseEntry(Entry):
     """A family of defenses: one method whose ``argument`` is the integer in the name, times ``scale``.
 
-    A learned one names its ``network``; the training seed stands in the defense's name (``-s1``).
+    A learned one names its ``network``; the training seed stands in the defense's name (``-s1``). Where the argument is
+    that of the network (the rate of a codec), the integer decides which weights are carried.
     """
 
     method: str
@@ -729,6 +730,8 @@ class Catalogue:
         if seed is not None and not learned:
             raise LookupError(f"defense '{whole}': '{family}' is not trained and has no seeds; write '{rest}'")
         network = self._network_of(entry, value, seed) if learned else None
+        if network and entry.argument not in card.types and self.network(network).entry.argument == entry.argument:
+            settings.pop(str(entry.argument), None)  # the integer decides the weights, not what is done with them
         settings = self._settings(f"defense '{name}'", card, settings)
         return DefenseChoice(name, family, rounds, entry, card, settings, network=network)
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -153,11 +155,17 @@ def _has_method(path: Path, kind: str) -> bool:
 def _import(kind: str, path: Path) -> ModuleType:
     if path.parent == PACKAGE / KINDS[kind]:
         return importlib.import_module(f"windtunnel.{KINDS[kind]}.{path.stem}")
-    spec = importlib.util.spec_from_file_location(f"windtunnel_user_{kind}_{path.stem}", path)
+    name = f"windtunnel_user_{kind}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UnknownMethod(f"cannot import '{path}'")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # dataclasses look annotations up there while the module is still being read
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 

@@ -93,6 +93,7 @@ def cell_metrics(
     rows += _detection(evidence, scores, failed, replicates, seed)
     rows += _robust(evidence, failed, replicates, seed)
     rows += _against_none(evidence, replicates, seed)
+    rows += _consistency(evidence, replicates, seed)
     return rows
 
 
@@ -526,6 +527,38 @@ def _against_none(evidence: Evidence, replicates: int, seed: int) -> list[Row]:
                 cell, baseline_cell_id=baseline.cell_id, against=NONE, metric="accuracy_difference", value=found.value,
                 ci_low=found.ci_low, ci_high=found.ci_high, ci_method=found.ci_method, p_value=found.p_value, n=found.n,
                 n_clusters=found.n_clusters, higher_is_better=True, note=note,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _consistency(evidence: Evidence, replicates: int, seed: int) -> list[Row]:
+    """Share of images whose answer a shift leaves as it was, right or wrong: P[f(x) = f(T x)], same pipeline.
+
+    After Shifman & Weiss, Lost in Translation (https://arxiv.org/abs/2404.07153). Clean cells of deterministic
+    pipelines; a row without a prediction on either side counts as changed.
+    """
+
+    def pipeline(cell: Cell) -> tuple[Any, ...]:
+        return (cell.dataset, cell.split, cell.model, cell.model_seed, cell.defense)
+
+    clean = [c for c in evidence.cells if c.relation == "clean" and not c.is_random]
+    unshifted = {pipeline(c): c for c in clean if c.shift == NONE}
+    rows: list[Row] = []
+    for cell in clean:
+        reference = unshifted.get(pipeline(cell))
+        if cell.shift == NONE or reference is None:
+            continue
+        ids, answers = aligned([cell, reference], "pred")
+        common = np.isin(ids, cell.ids) & np.isin(ids, reference.ids)
+        if not common.any():
+            continue
+        same = (answers[0, common] == answers[1, common]).astype(float)
+        found = classification.accuracy(same, _sources_of(cell, ids[common]), replicates=replicates, seed=seed)
+        rows.append(
+            _row(
+                cell, baseline_cell_id=reference.cell_id, against="unshifted", metric="consistency",
+                higher_is_better=True, **_estimate(found),
             )
         )  # fmt: skip
     return rows
