@@ -22,6 +22,10 @@ TITLES = {
     "gradient_direction": "gradient against random directions",
     "surrogate_gap": "stand-in against the real defense",
     "landscape": "loss landscape",
+    "cam_drift": "drift of the class activation map",
+    "deception": "reverse engineering of the attack",
+    "realism": "realism of the defended images",
+    "shift_consistency": "consistency under one-pixel shifts",
     "pipeline_contract": "facts about the pipeline (1 = yes)",
 }
 """Diagnostics in the order of the table."""
@@ -91,6 +95,57 @@ _QUANTITIES = {
     ),
     "landscape.gradient_rise": Quantity("rise along the gradient", "of the margin, one eps away"),
     "landscape.random_rise": Quantity("rise along random signs", "of the margin, one eps away; should be far smaller"),
+    "cam_drift.iou_attacked": Quantity(
+        "overlap, attacked", "strongest fifth of the map, clean against attacked image; 1 = unmoved, .12 = unrelated"
+    ),
+    "cam_drift.iou_defended": Quantity(
+        "overlap, defended", "clean image against the defended attacked one; above the attacked overlap = moved back"
+    ),
+    "cam_drift.iou_defended_clean": Quantity(
+        "overlap, defended clean", "clean image against itself behind the defense: what the defense alone moves"
+    ),
+    "cam_drift.rank_attacked": Quantity(
+        "rank correlation, attacked", "of the places of both maps; not defined where no evidence is left"
+    ),
+    "cam_drift.rank_defended": Quantity("rank correlation, defended", "the same behind the defense; 1 = moved back"),
+    "cam_drift.rank_defended_clean": Quantity(
+        "rank correlation, defended clean", "what the defense alone moves; 1 = nothing"
+    ),
+    "cam_drift.fooled": Quantity("bare model fooled", "share of clean-correct images; the defense was not attacked"),
+    "deception.l2": Quantity(
+        "distance to the clean image", "of the defended attacked image (l2); below the perturbation's length = nearer"
+    ),
+    "deception.mse": Quantity("mean squared error", "of the same difference"),
+    "deception.mae": Quantity("mean absolute error", "of the same difference"),
+    "deception.l2_recovered": Quantity("length of what was removed", "l2 from the attacked image to the defended one"),
+    "deception.l2_perturbation": Quantity("length of the perturbation", "l2 from the clean image to the attacked one"),
+    "deception.pa_benign": Quantity(
+        "answer restored", "share of defended attacked images with the clean image's answer; 1 = all"
+    ),
+    "deception.pa_adversarial": Quantity(
+        "attack recovered", "share where what was removed, put on the clean image, gives the attacked answer; 1 = all"
+    ),
+    "deception.logits_benign": Quantity("logits off, restored", "l2 between the logits of defended and clean image"),
+    "deception.logits_adversarial": Quantity(
+        "logits off, recovered", "l2 between the logits of recovered and true attack"
+    ),
+    "deception.cam_benign": Quantity("overlap of maps, restored", "strongest fifth of the map; 1 = the clean one's"),
+    "deception.cam_adversarial": Quantity(
+        "overlap of maps, recovered", "strongest fifth of the map; 1 = the attacked one's"
+    ),
+    "deception.fooled": Quantity("bare model fooled", "share of clean-correct images; the defense was not attacked"),
+    "realism.kid": Quantity(
+        "KID", "unbiased distance of the defended images to the clean ones in this model's features; 0 = alike"
+    ),
+    "realism.frechet": Quantity(
+        "Fréchet distance", "the same, biased upwards at small n: compare equal n and images only; 0 = unchanged"
+    ),
+    "shift_consistency.consistent": Quantity(
+        "same answer", "share of the cyclic one-pixel shifts with the unshifted image's class; 1 = all"
+    ),
+    "shift_consistency.worst_case_correct": Quantity("right under every shift", "share of images; 1 = all"),
+    "shift_consistency.clean_correct": Quantity("right unshifted", "share of images"),
+    "shift_consistency.largest_change": Quantity("largest change of a logit", "under any shift; 0 = none"),
     "pipeline_contract.random": Quantity("random", "two forward passes on one image differ"),
     "pipeline_contract.softmax": Quantity("softmax outputs", "the model answers probabilities, not logits"),
     "pipeline_contract.train_mode": Quantity("train mode", "a module of the model is in train mode"),

@@ -1,0 +1,1 @@
+"""Class activation maps: where in an image the last feature maps hold the evidence for a class."""
