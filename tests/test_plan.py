@@ -344,3 +344,28 @@ def test_images_made_behind_one_defense_are_judged_behind_another() -> None:
     assert "made_behind[0]: unknown defense" in text
     text = "\n".join(problems(block(attacks="pgd20", threats="linf-8", defenses="jpeg-50", made_behind="jpeg-50-x2")))
     assert "say by which backward rules under through" in text
+
+
+def test_codec_libraries_are_part_of_the_identity_and_an_absent_one_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from PIL import features
+
+    from windtunnel import plan as plan_module
+
+    def settings(name: str) -> dict[str, Any]:
+        return plan(block(defenses=name)).defense_settings(name)
+
+    assert list(settings("avif-50")["codecs"]) == ["av1", "libavif"]
+    assert set(settings("jpeg-50-then-webp-50-x3")["codecs"]) >= {"libwebp"}
+    assert "codecs" not in settings("median-3")
+    before = settings("webp-50")
+    version = features.version
+    monkeypatch.setattr(features, "version", lambda f: "0.0.1" if f == "webp" else version(f))
+    plan_module.codec_versions.cache_clear()
+    assert settings("webp-50") != before and settings("webp-50")["codecs"] == {"libwebp": "0.0.1"}
+    check = features.check
+    monkeypatch.setattr(features, "check", lambda f: f != "avif" and check(f))
+    found = "\n".join(problems(block(defenses=["none", "avif-50"])))
+    assert "blocks[0].defenses[1]: defense 'avif-50': this Pillow was built without 'avif'" in found
+    plan_module.codec_versions.cache_clear()

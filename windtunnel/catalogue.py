@@ -525,6 +525,12 @@ class DefenseChoice:
     network: str | None = None
 
     @property
+    def codecs(self) -> tuple[str, ...]:
+        """Pillow's names of the codecs that it runs: its own, or those of its stages."""
+        own = self.card.constants.get("pillow_feature")
+        return tuple(sorted({*([own] if own else []), *(c for stage in self.stages for c in stage.codecs)}))
+
+    @property
     def networks(self) -> tuple[str, ...]:
         """The trained parts that this defense carries: its own, or those of its stages."""
         own = (self.network,) if self.network else ()
@@ -720,6 +726,11 @@ class Catalogue:
                 )
             settings[entry.argument] = value if entry.scale == 1.0 else round(value * entry.scale, 9)
         card = self._card("defense", entry.method)
+        if feature := card.constants.get("pillow_feature"):
+            from windtunnel.defenses._codec import missing_codec
+
+            if reason := missing_codec(str(feature)):
+                raise LookupError(f"defense '{name}': {reason}")
         learned = bool(card.constants.get("is_learned", False))
         if learned != (entry.network is not None):
             raise LookupError(

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -287,6 +287,7 @@ class Plan:
 
     @staticmethod
     def _lookup(problems: list[str], path: str, resolve: Any, *arguments: Any) -> Any:
+        """What ``resolve`` finds; null and one more problem where it finds nothing."""
         try:
             return resolve(*arguments)
         except LookupError as error:
@@ -529,6 +530,7 @@ class Plan:
             "rounds": choice.rounds,
             "algorithm_version": choice.card.algorithm_version,
             "libraries": {lib: installed(lib) for lib in choice.card.constants.get("libraries", ())},
+            **({"codecs": codec_versions(choice.codecs)} if choice.codecs else {}),
             **({"files": files} if files else {}),
             **({"networks": {n: self.network_digest(n) for n in choice.networks}} if choice.networks else {}),
         }
@@ -1220,6 +1222,14 @@ def split_shift(name: str) -> tuple[str, int]:
     if not severity.isdigit() or int(severity) not in known[shift]:
         raise LookupError(f"shift '{name}': severity must be one of {list(known[shift])}")
     return shift, int(severity)
+
+
+@cache
+def codec_versions(features: tuple[str, ...]) -> dict[str, str | None]:
+    """The libraries behind Pillow's codecs, with their versions: another one writes other bytes."""
+    from windtunnel.defenses import _codec
+
+    return _codec.codec_versions(features)
 
 
 def installed(package: str) -> str | None:

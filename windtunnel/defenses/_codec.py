@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import ClassVar
 
@@ -14,6 +15,8 @@ from windtunnel.defenses._arrays import from_8bit, require_images, to_8bit
 from windtunnel.defenses.base import Defense, Images, Purified
 
 MID_GREY = 128
+LIBRARIES = {"jpg": "libjpeg", "webp": "libwebp", "avif": "libavif", "jpg_2000": "openjpeg"}
+"""Pillow's name of each codec feature, and the library behind it."""
 
 
 class MissingCodec(RuntimeError):
@@ -56,14 +59,54 @@ def container_bits(codec: CodecDefense, height: int, width: int) -> int:
     return 8 * len(codec.encode(Image.new("RGB", (width, height), (MID_GREY,) * 3)))
 
 
+def missing_codec(feature: str) -> str | None:
+    """Why a defense that needs this feature of Pillow (``pillow_feature``) cannot run here, as a sentence; None where
+    it can. Pillow's wheels hold all four codecs from 11.3.0; distribution and conda builds may lack some."""
+    if features.check(feature):
+        return None
+    return (
+        f"this Pillow was built without '{feature}', which a defense needs; "
+        f"install Pillow 11.3 or newer from PyPI (its wheels hold jpg, webp, avif and jpg_2000)"
+    )
+
+
 @lru_cache
 def require_codec(feature: str) -> None:
-    """Pillow's wheels hold all four codecs from 11.3.0; distribution and conda builds may lack some."""
-    if not features.check(feature):
-        raise MissingCodec(
-            f"this Pillow was built without '{feature}', which a defense needs; "
-            f"install Pillow 11.3 or newer from PyPI (its wheels hold jpg, webp, avif and jpg_2000)"
-        )
+    """Raise ``MissingCodec`` with the sentence of ``missing_codec``, where there is one."""
+    reason = missing_codec(feature)
+    if reason is not None:
+        raise MissingCodec(reason)
+
+
+def codec_versions(pillow_features: Sequence[str]) -> dict[str, str | None]:
+    """The libraries that really code a picture, by name, with their versions; None for one that is not built in.
+
+    Pillow's own version does not tell them: a distribution links its own, and the bytes of a file, hence the decoded
+    pixels and the bits, are theirs. ``pillow_features`` are 'jpg', 'webp', 'avif' and 'jpg_2000'. libavif only wraps
+    AV1 coders, so theirs are listed too ('av1', as libavif names them). Cheap, imports no torch.
+    """
+    found: dict[str, str | None] = {}
+    for feature in pillow_features:
+        if feature not in LIBRARIES:
+            raise ValueError(f"no codec library is known for '{feature}'; known: {', '.join(LIBRARIES)}")
+        library = LIBRARIES[feature]
+        if feature == "jpg" and features.check("libjpeg_turbo"):
+            # 'jpg' itself answers with the ABI it emulates (6.2), whatever turbo or mozjpeg lies beneath
+            library = "mozjpeg" if features.check("mozjpeg") else "libjpeg-turbo"
+            found[library] = features.version("libjpeg_turbo")
+        else:
+            found[library] = features.version(feature) if features.check(feature) else None
+        if feature == "avif":
+            found["av1"] = _av1_coders() if found[library] is not None else None
+    return dict(sorted(found.items()))
+
+
+def _av1_coders() -> str | None:
+    """Names and versions of libavif's coders, as one string; None where Pillow does not tell."""
+    from PIL import _avif
+
+    asked = getattr(_avif, "codec_versions", None)
+    return asked() if asked else None
 
 
 def file_bytes(picture: Image.Image, **settings: object) -> bytes:
