@@ -35,7 +35,7 @@ from windtunnel.metrics.quality import bits_per_pixel, psnr, ssim  # noqa: E402
 STRENGTHS = {
     "jpeg": (25, 50, 75, 90), "jpeg420": (50, 75), "webp": (10, 50, 75), "avif": (10, 50, 75), "jpeg2000": (27, 30, 35),
     "bits": (3, 4), "gaussian": (5, 10), "median": (3, 5), "tv": (5, 10, 20), "wavelet": (None,), "nlmeans": (5, 10),
-    "bilateral": (10, 20),
+    "bilateral": (10, 20), "lowpass": (30, 50), "highpass": (5, 10), "blindspot": (3, 5), "robustcrop": (85, 95),
 }  # fmt: skip
 
 

@@ -30,10 +30,13 @@ from windtunnel.defenses.wavelet import Wavelet
 from windtunnel.metrics.quality import psnr
 
 CATALOGUE = Path(registry.PACKAGE) / "catalogue" / "defenses.yaml"
-MIDDLE = {"quality": 50, "db": 30, "depth": 3, "sigma": 10, "size": 3, "weight": 10, "h": 10, "sigma_color": 10}
-ALL_METHODS = registry.names("defense")
+MIDDLE = {
+    "quality": 50, "db": 30, "depth": 3, "sigma": 10, "size": 3, "weight": 10, "h": 10, "sigma_color": 10, "share": 95,
+    "lowpass": 50, "highpass": 10,
+}  # fmt: skip
+ALL_METHODS = [m for m in registry.names("defense") if not registry.card("defense", m).constants.get("is_learned")]
 METHODS = [m for m in ALL_METHODS if not registry.card("defense", m).constants.get("is_random")]
-"""Random ones answer only with their dice and have tests of their own."""
+"""Random ones answer only with their dice and have tests of their own; so have learned ones, which carry networks."""
 CODECS = ["avif", "jpeg", "jpeg2000", "webp"]
 
 
@@ -46,7 +49,7 @@ def make(family: str, value: int | None = None) -> Defense:
     entry = families()[family]
     settings = dict(entry["settings"])
     if entry.get("argument"):
-        integer = MIDDLE[entry["argument"]] if value is None else value
+        integer = MIDDLE.get(family, MIDDLE.get(entry["argument"])) if value is None else value
         settings[entry["argument"]] = integer if "scale" not in entry else round(integer * entry["scale"], 9)
     return registry.load("defense", entry["method"])(**settings)
 
@@ -80,7 +83,8 @@ def constant(value: int, n: int = 1, size: int = 32) -> np.ndarray:
 
 def test_the_catalogue_and_the_files_name_the_same_methods():
     assert {entry["method"] for entry in families().values()} == set(ALL_METHODS)
-    assert set(METHODS) == {*CODECS, "bits", "gaussian", "median", "tv", "wavelet", "nlmeans", "bilateral"}
+    classical = {"bits", "gaussian", "median", "tv", "wavelet", "nlmeans", "bilateral", "lowpass", "highpass"}
+    assert set(METHODS) == {*CODECS, *classical, "blindspot", "robustcrop"}
     for name, entry in families().items():
         card = registry.card("defense", entry["method"])
         assert set(entry["settings"]) <= set(card.settings) | set(card.required), name
