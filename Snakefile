@@ -37,6 +37,7 @@ include: "rules/images.smk"
 include: "rules/models.smk"
 include: "rules/attacked.smk"
 include: "rules/diagnosed.smk"
+include: "rules/certified.smk"
 include: "rules/defended.smk"
 include: "rules/observed.smk"
 include: "rules/scored.smk"
@@ -47,6 +48,8 @@ include: "rules/presented.smk"
 localrules:
     all,
     attacks_full,
+    defenses_full,
+    realism,
     images,
     models,
     attacks,
@@ -66,6 +69,18 @@ rule all:
 
 rule attacks_full:
     """Everything of config/attacks_full.yaml: all attacks, adaptive ones and diagnostics included."""
+    input:
+        rules.all.input,
+
+
+rule defenses_full:
+    """Everything of config/defenses_full.yaml: every defense, attacked through every rule, rounds, rates, certificates."""
+    input:
+        rules.all.input,
+
+
+rule realism:
+    """config/realism.yaml: does a realistic decoder resist attack better than a faithful one at the same rate?"""
     input:
         rules.all.input,
 
@@ -108,6 +123,8 @@ rule tables:
         "results/tables/metrics.parquet",
         "results/tables/costs.parquet",
         "results/tables/diagnostics.parquet",
+        "results/tables/certified.parquet",
+        "results/tables/certified_accuracy.parquet",
         "results/tables/printed/index.json",
 
 

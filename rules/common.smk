@@ -34,11 +34,15 @@ if workflow.is_main_process and not LOOKING:
 SAMPLE_FILES = [f"results/tables/samples/{m}.{b}.parquet" for m, b in PLAN.score_jobs]
 FIGURES = [f"results/figures/{name}.svg" for name in FIGURE_NAMES]
 DIAGNOSED = [f"results/diagnosed/{m}/{s}.json" for m, s in PLAN.diagnostic_jobs]
+CERTIFIED = [
+    f"results/certified/{m}/{s}/{i}.json" for m, s in PLAN.certify_jobs for i in range(PLAN.run.certify_shards)
+]
 MANIFESTS = (
     [f"results/defended/{d}/{f}.json" for d, f in PLAN.purified]
     + [f"results/attacked/{m}/{s}/{b}.json" for m, s, b in PLAN.attack_jobs]
     + [f"results/observed/{m}/{b}.json" for m, b in PLAN.observe_jobs]
     + DIAGNOSED
+    + CERTIFIED
 )
 
 
@@ -65,3 +69,4 @@ wildcard_constraints:
     batch=r"[a-z0-9_]+",
     family=r"[a-z0-9_-]+",
     defense=r"[a-z0-9_-]+",
+    shard=r"[0-9]+",

@@ -15,4 +15,4 @@ except ModuleNotFoundError as error:
 jobs.use_this_python()
 
 # A run with a config of its own is asked for by its target.
-NAMED_RUN = jobs.named_run(("attacks_full",))
+NAMED_RUN = jobs.named_run(("attacks_full", "defenses_full", "realism"))

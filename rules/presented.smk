@@ -8,6 +8,7 @@ rule present_tables:
         cells="results/tables/cells.parquet",
         metrics="results/tables/metrics.parquet",
         costs="results/tables/costs.parquet",
+        certified="results/tables/certified_accuracy.parquet",
         images=[f"results/images/{d}/manifest.json" for d in PLAN.datasets],
     output:
         **{
@@ -36,6 +37,7 @@ rule present_figures:
         cells="results/tables/cells.parquet",
         metrics="results/tables/metrics.parquet",
         diagnostics="results/tables/diagnostics.parquet",
+        certified="results/tables/certified.parquet",
         manifests=MANIFESTS,
         images=[f"results/images/{d}/manifest.json" for d in PLAN.datasets],
     output:

@@ -294,6 +294,7 @@ def remove_damaged(results: Path | str, limit_mb: int) -> list[str]:
     root = Path(results)
     manifests = [*root.glob("attacked/*/*/*.json"), *root.glob("observed/*/*.json"), *root.glob("defended/*/*.json")]
     manifests += root.glob("diagnosed/*/*.json")
+    manifests += root.glob("certified/*/*/*.json")
     manifests += [*root.glob("images/*/manifest.json"), *root.glob("images/*/shifted.json")]
     entries = []
     for manifest in manifests:

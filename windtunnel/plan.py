@@ -1172,7 +1172,7 @@ class Plan:
             "certify": len(self.certify_jobs) * self.run.certify_shards,
             "observe": len(self.observe_jobs),
             "score": len(self.score_jobs),
-            "summarise": len(self.groups) + 4,
+            "summarise": len(self.groups) + 5,
             "present": 4,
         }
 

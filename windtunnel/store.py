@@ -375,6 +375,52 @@ DIAGNOSTIC_FIELDS: list[tuple[str, pa.DataType]] = [
 ]
 """``diagnostics.parquet``: every measurement of the run with what it was made on."""
 
+CERTIFICATE_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("sample_id", _S),
+    ("source_id", _S),
+    ("label", _I32),
+    ("predicted", _I32),
+    ("radius", _F64),
+    ("correct", _B),
+    ("chosen", _I32),
+    ("agreeing", _I64),
+    ("n_used", _I64),
+]
+"""One row per sample of one certificate. ``predicted`` and ``radius`` are null where it abstains (and ``correct`` is
+false then); ``chosen`` is the class that the choosing draws voted for, ``agreeing`` how many of the ``n_used`` fresh
+draws gave it."""
+
+_CERTIFIED_KEY: list[tuple[str, pa.DataType]] = [
+    ("dataset", _S),
+    ("split", _S),
+    ("model", _S),
+    ("model_seed", _I16),
+    ("defense", _S),
+    ("sigma", _F64),
+    ("choose_draws", _I64),
+    ("draws", _I64),
+    ("alpha", _F64),
+    ("looks", pa.list_(_I64)),
+    ("mode", _S),
+    ("largest_radius", _F64),
+]
+CERTIFIED_FIELDS: list[tuple[str, pa.DataType]] = [*_CERTIFIED_KEY, *CERTIFICATE_FIELDS]
+"""``certified.parquet``: every certificate of the run with what it was made of. ``mode`` is ``fixed`` or
+``sequential``; ``largest_radius`` what (draws, alpha, sigma, looks) allow, null where they allow none."""
+
+CERTIFIED_ACCURACY_FIELDS: list[tuple[str, pa.DataType]] = [
+    *_CERTIFIED_KEY,
+    ("metric", _S),
+    ("radius", _F64),
+    ("value", _F64),
+    ("ci_low", _F64),
+    ("ci_high", _F64),
+    ("ci_method", _S),
+    ("n", _I64),
+    ("n_clusters", _I64),
+]
+"""``certified_accuracy.parquet``: means over samples; ``radius`` is null but for ``certified_accuracy``."""
+
 COST_FIELDS: list[tuple[str, pa.DataType]] = [
     ("rule", _S),
     ("job", _S),
@@ -447,7 +493,8 @@ def _array(value: Any, kind: pa.DataType, n: int) -> pa.Array:
 
 
 def load(path: str | Path = "results", table: str = "samples", columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """A results table as a pandas frame: ``samples``, ``cells``, ``metrics``, ``diagnostics`` or ``costs``.
+    """A results table as a pandas frame: ``samples``, ``cells``, ``metrics``, ``diagnostics``, ``certified``,
+    ``certified_accuracy`` or ``costs``.
 
     Refuses files of another schema version, and sample files whose columns differ, instead of guessing. Rows come in a
     fixed order (file name, then row).
@@ -469,7 +516,8 @@ def load(path: str | Path = "results", table: str = "samples", columns: Sequence
     file = folder / f"{table}.parquet"
     if not file.is_file():
         raise StoreError(
-            f"no table '{file}': known tables are samples, cells, metrics, diagnostics and costs; run 'snakemake' first"
+            f"no table '{file}': known tables are samples, cells, metrics, diagnostics, certified, "
+            "certified_accuracy and costs; run 'snakemake' first"
         )
     _check_version(file)
     return read_table(file, columns).to_pandas()

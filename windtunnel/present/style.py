@@ -36,6 +36,8 @@ PALETTE: tuple[str, ...] = tuple(to_hex(c) for c in seaborn.color_palette("color
 BLUE, ORANGE, GREEN, VERMILION, PINK, BROWN, ROSE, GREY, YELLOW, SKY = PALETTE
 SEQUENTIAL = seaborn.light_palette(SKY, as_cmap=True)
 OCHRE, VIOLET = "#a89000", "#6a4c93"
+THEN = "-then-"
+"""Between the stages of a composition in a defense's name."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
 
 DEFENSES = {
@@ -44,6 +46,11 @@ DEFENSES = {
     "webp": ORANGE,
     "avif": GREEN,
     "jpeg2000": VERMILION,
+    "hyperprior": "#882255",
+    "hyperprior-real": "#ee4d86",
+    "factorized": "#332288",
+    "factorized-real": "#8f83e0",
+    "jpeg420": "#16425b",
     "median": PINK,
     "gaussian": BROWN,
     "bits": SKY,
@@ -51,7 +58,19 @@ DEFENSES = {
     "nlmeans": OCHRE,
     "bilateral": ROSE,
     "wavelet": VIOLET,
+    "lowpass": "#5f7f1f",
+    "highpass": "#b5c334",
+    "dncnn": "#0b5345",
+    "cdd-red": "#c0182b",
+    "autoencoder": "#45b8ac",
+    "camera": "#5d6d7e",
+    "diffusion": "#b0189a",
+    "blind-spot": "#6b3a10",
+    "robust-crop": "#e6b422",
+    "random-pad": "#f08a70",
+    "random-noise": "#b8b890",
 }
+"""In the order of tables and rows: codecs, learned codecs, filters, denoisers and reconstruction, random ones."""
 MODELS = {
     "digits-cnn": BLUE,
     "digits-abet": ORANGE,
@@ -68,6 +87,11 @@ RULES = {
     "jpeg": BROWN,
     "own": ORANGE,
     "unet": VIOLET,
+    "exact": "#0b5345",
+    "other-decoder": SKY,
+    "fewer-steps": OCHRE,
+    "through-fit": ROSE,
+    "fixed-fit": "#882255",
     "noise": GREY,
     "bare": INK,
 }
@@ -171,7 +195,7 @@ def heading(figure: Figure, title: str, subtitle: str = "", note: str = "") -> N
     for text, size, weight, colour in ((title, 10.0, "bold", INK), (subtitle, 8.5, "normal", MUTED)):
         if not text:
             continue
-        wrapped = _wrap(text, width, size * (1.12 if weight == "bold" else 1.0))
+        wrapped = wrap(text, width, size * (1.12 if weight == "bold" else 1.0))
         figure.text(
             0.06 / width, 1 - top / height, wrapped, ha="left", va="top", fontsize=size, fontweight=weight,
             color=colour, linespacing=1.25,
@@ -179,7 +203,7 @@ def heading(figure: Figure, title: str, subtitle: str = "", note: str = "") -> N
         top += (wrapped.count("\n") + 1) * size * 1.3 / 72 + 0.03
     foot = 0.0
     if note:
-        wrapped = _wrap(note, width, 7.5)
+        wrapped = wrap(note, width, 7.5)
         figure.text(
             0.06 / width, 0.05 / height, wrapped, ha="left", va="bottom", fontsize=7.5, color=MUTED, linespacing=1.25
         )
@@ -187,7 +211,7 @@ def heading(figure: Figure, title: str, subtitle: str = "", note: str = "") -> N
     figure.get_layout_engine().set(rect=(0, foot / height, 1, 1 - (top + foot) / height))
 
 
-def _wrap(text: str, width: float, size: float) -> str:
+def wrap(text: str, width: float, size: float) -> str:
     """Lines that fit ``width`` inches at ``size`` points; DejaVu Sans is about 0.54 em wide on average."""
     letters = max(20, int((width - 0.12) * 72 / (0.54 * size)))
     glued = re.sub(r"(\d) %", "\\1\u00a0%", text)
@@ -260,8 +284,20 @@ def stable_index(name: str, size: int) -> int:
 
 
 def defense_family(name: str) -> str:
-    """``jpeg-50-x10`` is of the family ``jpeg``."""
-    return name.split("-")[0].split("_")[0]
+    """``jpeg-50-x10`` is of the family ``jpeg``, ``hyperprior-real-2-s1`` of ``hyperprior-real``, a composition
+    ``jpeg-50-then-webp-10`` of ``jpeg-then-webp``: the name without strength, training seed and rounds.
+    """
+    return THEN.join(_family_and_setting(part)[0] for part in defense_rounds(name)[0].split(THEN))
+
+
+def defense_setting(name: str) -> str:
+    """What a name adds to its family, rounds left out: ``50``, ``2-s1``, ``50+10`` of a composition, else ''."""
+    return "+".join(_family_and_setting(part)[1] for part in defense_rounds(name)[0].split(THEN)).strip("+")
+
+
+def _family_and_setting(name: str) -> tuple[str, str]:
+    found = re.fullmatch(r"(?P<family>.+?)(?P<setting>(-\d+(?:\.\d+)?)?(-s\d+)?)", name)
+    return (name, "") if found is None else (found["family"], found["setting"].lstrip("-"))
 
 
 def defense_rounds(name: str) -> tuple[str, int]:
@@ -276,27 +312,50 @@ def defense_strength(name: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def defense_order(name: str) -> tuple[str, float, int, str]:
-    """Sorts defenses by family, strength, rounds."""
+def defense_order(name: str) -> tuple[int, str, float, int, str]:
+    """Sorts defenses by family (built-in ones in the order of ``DEFENSES``, then the others), strength, rounds."""
     base, rounds = defense_rounds(name)
-    return (defense_family(base), defense_strength(base), rounds, name)
+    family, known = defense_family(base), list(DEFENSES)
+    plain = known_family(family)
+    place = known.index(plain) if plain else len(known) + (THEN in family)
+    return (place, family, defense_strength(base), rounds, name)
+
+
+def known_family(family: str) -> str:
+    """The built-in family whose look a family has, else ''. Hyphens do not count, nor an image size after the first
+    word: ``blindspot`` is ``blind-spot``, ``hyperprior64-real`` looks like ``hyperprior-real`` at another size.
+    """
+    if family in DEFENSES:
+        return family
+    plain = {name.replace("-", ""): name for name in DEFENSES}
+    bare = re.sub(r"[-_]", "", family)
+    return plain.get(bare) or plain.get(re.sub(r"^([a-z]+?)(?:32|64|128|224)(?=[a-z]|$)", r"\1", bare), "")
 
 
 def defense_colour(name: str) -> str:
     """The colour of a defense: hue by family, lighter with the number in its name."""
     family = defense_family(name)
-    base = DEFENSES.get(family) or PALETTE[stable_index(family, len(PALETTE))]
-    share = 0.35 * min(defense_strength(defense_rounds(name)[0]), 100.0) / 100.0
+    base = DEFENSES.get(known_family(family)) or PALETTE[stable_index(family, len(PALETTE))]
+    return _lighter(base, defense_strength(defense_rounds(name)[0]))
+
+
+def family_colours(families: Iterable[str]) -> dict[str, str]:
+    """Colours of all defense families of a figure; built-in ones are fixed, others hashed, collisions moved on."""
+    wanted = set(families)
+    fixed = {f: DEFENSES[known_family(f)] for f in wanted if known_family(f)}
+    return _assign(wanted, fixed, (*(c for c in PALETTE if c != YELLOW), OCHRE, VIOLET))
+
+
+def _lighter(base: str, strength: float) -> str:
+    share = 0.35 * min(strength, 100.0) / 100.0
     return to_hex(tuple(c + (1 - c) * share for c in to_rgb(base)))
 
 
 def defense_marker(name: str) -> str:
     """The marker of a defense's family: the second channel beside colour."""
     family = defense_family(name)
-    known = list(DEFENSES)
-    return (
-        MARKERS[known.index(family) % len(MARKERS)] if family in known else MARKERS[stable_index(family, len(MARKERS))]
-    )
+    known, plain = list(DEFENSES), known_family(family)
+    return MARKERS[known.index(plain) % len(MARKERS)] if plain else MARKERS[stable_index(family, len(MARKERS))]
 
 
 def model_colours(names: Iterable[str]) -> dict[str, str]:
@@ -327,6 +386,17 @@ def attack_markers(names: Iterable[str]) -> dict[str, str]:
 def rule_colour(name: str) -> str:
     """The colour of a backward rule."""
     return RULES.get(name) or PALETTE[stable_index(name, len(PALETTE))]
+
+
+def rule_colours(names: Iterable[str]) -> dict[str, str]:
+    """Colours of all backward rules of a figure; built-in ones are fixed, others hashed, collisions moved on."""
+    return _assign(names, RULES, (*(c for c in PALETTE if c != YELLOW), OCHRE, VIOLET))
+
+
+def rule_order(name: str) -> tuple[int, str]:
+    """Sorts backward rules as ``RULES`` does, unknown ones last."""
+    known = list(RULES)
+    return (known.index(name) if name in known else len(known), name)
 
 
 def _assign(names: Iterable[str], fixed: dict[str, str], choices: tuple[str, ...]) -> dict[str, str]:

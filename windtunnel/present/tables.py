@@ -12,11 +12,15 @@ import pandas as pd
 
 from windtunnel.present.layout import Table
 from windtunnel.present.select import SIMPLE, Composed
-from windtunnel.present.tables_attacks import defenses, robust_accuracy
+from windtunnel.present.tables_attacks import robust_accuracy
 from windtunnel.present.tables_batteries import SAMPLE_COLUMNS, batteries
+from windtunnel.present.tables_certified import certificates
 from windtunnel.present.tables_checks import checks, checks_page, failed
+from windtunnel.present.tables_defenses import defense_costs, defenses
 from windtunnel.present.tables_diagnostics import diagnostics
 from windtunnel.present.tables_ood import ood, ood_defended, ood_paired, ood_sets
+from windtunnel.present.tables_realism import realism
+from windtunnel.present.tables_shifts import shifts
 from windtunnel.present.tables_transfer import transfer
 
 
@@ -27,15 +31,22 @@ def all_tables(
     *,
     samples: pd.DataFrame | None = None,
     composed: Composed = SIMPLE,
+    certified: pd.DataFrame | None = None,
+    costs: pd.DataFrame | None = None,
 ) -> dict[str, Table]:
     """Every table of a run by name, in the order of the report. ``samples`` (columns ``SAMPLE_COLUMNS``) are what
-    batteries are counted from; ``composed`` says which names are batteries and ensembles, and of what.
+    batteries are counted from; ``composed`` says which names are batteries and ensembles, and of what;
+    ``certified`` is ``certified_accuracy.parquet``, ``costs`` is ``costs.parquet``.
     """
     made = (
         robust_accuracy(metrics, cells, composed),
         batteries(metrics, cells, pd.DataFrame(columns=SAMPLE_COLUMNS) if samples is None else samples, composed),
         transfer(metrics, cells, composed),
         defenses(metrics, cells),
+        defense_costs(cells, costs),
+        realism(metrics),
+        shifts(metrics, cells),
+        certificates(certified),
         diagnostics(metrics, composed),
         ood(metrics, cells, trivial),
         ood_sets(metrics, cells, trivial),
@@ -48,6 +59,7 @@ def all_tables(
 
 
 __all__ = [
-    "SAMPLE_COLUMNS", "all_tables", "batteries", "checks", "checks_page", "defenses", "diagnostics", "failed", "ood",
-    "ood_defended", "ood_paired", "ood_sets", "robust_accuracy", "transfer",
+    "SAMPLE_COLUMNS", "all_tables", "batteries", "certificates", "checks", "checks_page", "defense_costs", "defenses",
+    "diagnostics", "failed", "ood", "ood_defended", "ood_paired", "ood_sets", "realism", "robust_accuracy", "shifts",
+    "transfer",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tables of attacks and defenses: frames of ``metrics`` and ``cells`` in, a ``Table`` of fractions out."""
+"""The table of attacks on undefended models: frames of ``metrics`` and ``cells`` in, a ``Table`` of fractions out."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import pandas as pd
 
 from windtunnel.present import words
 from windtunnel.present.estimates import (
-    bounded,
     count,
     footnotes,
     frame,
     match,
     notes_in,
     ordered,
-    p_adjusted,
     place_words,
     put,
     put_seeds,
@@ -31,18 +29,15 @@ from windtunnel.present.select import (
     absent,
     attacked_rows,
     by_attack_rows,
-    by_iterate,
     cell_rows,
     clean_rows,
     first,
     in_distribution,
     only,
-    robust_rows,
     seed_means,
     tidy,
     worst_rows,
 )
-from windtunnel.present.style import defense_order
 
 SINGLES = 8
 """Columns of single attacks that the printed forms of a table hold; with more, only those that some line needs."""
@@ -139,135 +134,3 @@ def _worst_class(classes: pd.DataFrame, outcomes: Outcomes, row: pd.Series | Non
     winners = [] if row is None else outcomes.winners(row)
     found = classes[classes["cell_id"].isin(winners)].sort_values(["value", "cell_id"], kind="stable")
     return None if found.empty else found.iloc[0]
-
-
-def defenses(metrics: pd.DataFrame, cells: pd.DataFrame) -> Table:
-    """Defenses of each model under each threat: clean, an attack that ignores the defense, the best attack through it.
-
-    Differences are against ``none`` on the same images, paired, with McNemar's p after Holm.
-    """
-    metrics, cells = tidy(metrics), tidy(cells)
-    outcomes = Outcomes(metrics, cells)
-    unaware, through, every = (robust_rows(metrics, against) for against in ("unaware", "through", "all"))
-    bare = only(robust_rows(metrics, "bare"), defense=("none", ""))
-    clean = clean_rows(metrics)
-    measured = {metric: clean_rows(metrics, metric) for metric in ("bpp_payload", "psnr")}
-    paired = in_distribution(metrics)
-    paired = paired[(paired["metric"] == "accuracy_difference") & (paired["baseline_cell_id"] != "")]
-    guarded = pd.concat([unaware, through])
-    guarded = guarded[~guarded["defense"].isin(["", "none"])]
-    keys = guarded[[*PLACE, "threat"]].drop_duplicates()
-    tried = guarded[[*PLACE, "defense"]].drop_duplicates()
-    behind = clean[clean["defense"] != "none"]
-    keys_clean = behind[PLACE].drop_duplicates()
-    lines = []
-    for key in ordered(_with_clean_only(keys, keys_clean), "threat"):
-        place = match({name: key[name] for name in PLACE})
-        budget = key["threat"]
-        names = {*only(behind, **place)["defense"], *only(tried, **place)["defense"]} - {"none"}
-        for name in ["none", *sorted(names, key=defense_order)]:
-            line: dict[str, Any] = {
-                **place_words(key),
-                "threat": budget,
-                "budget": words.threat(budget) if budget else "no attack",
-                "defense": name,
-            }
-            own = first(clean, **place, defense=name)
-            put(line, "clean", own, notes=outcomes.flags(own))
-            difference = first(only(paired, attack=CLEAN), **place, defense=name)
-            put(line, "clean_difference", difference)
-            line["clean_p_holm"] = p_adjusted(difference)
-            if name == "none":
-                row = first(bare, **place, threat=budget)
-                put(line, "unaware", row, notes=outcomes.flags(row))
-                put(line, "unaware_difference", None)
-                line["unaware_p_holm"] = None
-                put(line, "through", None)
-                line["rule"] = ""
-                row = first(every, **place, threat=budget, defense=name)
-                put(line, "worst_case", row, notes=outcomes.flags(row))
-            else:
-                row = first(unaware, **place, threat=budget, defense=name)
-                put(line, "unaware", row, notes=outcomes.flags(row))
-                gain = _attacked_difference(paired, place, budget, name)
-                put(line, "unaware_difference", gain)
-                line["unaware_p_holm"] = p_adjusted(gain)
-                row = first(through, **place, threat=budget, defense=name)
-                put(line, "through", row, notes=bounded(outcomes, row), why="not attacked here")
-                line["rule"] = _rule_that_won(outcomes, row)
-                row = first(every, **place, threat=budget, defense=name)
-                put(line, "worst_case", row, notes=bounded(outcomes, row), why="not attacked here")
-            for metric in measured:
-                found = first(measured[metric], **place, defense=name)
-                line[metric] = None if found is None else float(found["value"])
-            if (
-                budget
-                and name != "none"
-                and all(first(rows, **place, threat=budget, defense=name) is None for rows in (unaware, through))
-            ):
-                continue
-            line["n_clean"] = count(own)
-            line["n_attacked"] = next(
-                (n for n in (count(first(f, **place, threat=budget, defense=d)) for f, d in (
-                    (through, name), (unaware, name), (bare, ("none", "")))) if n is not None), None
-            )  # fmt: skip
-            lines.append(line)
-    return Table(
-        name="defenses",
-        title="Purification defenses: clean, under an attack that ignores them, and attacked through (%)",
-        data=frame(lines),
-        columns=(
-            Column("images", "images"),
-            Column("model", "model"),
-            Column("budget", "threat"),
-            Column("defense", "defense"),
-            Column("clean", "clean", "percent"),
-            Column("clean_difference", "clean, minus none", "difference"),
-            Column("clean_p_holm", "p (Holm)", "p"),
-            Column("unaware", "unaware attack", "percent"),
-            Column("unaware_difference", "unaware, minus none", "difference"),
-            Column("unaware_p_holm", "p (Holm)", "p"),
-            Column("through", "best attack through", "percent"),
-            Column("rule", "rule that won"),
-            Column("worst_case", "worst case of all", "percent"),
-            Column("bpp_payload", "payload bits per pixel", "number"),
-            Column("psnr", "PSNR (dB)", "number"),
-            Column("n_clean", "n clean", "count"),
-            Column("n_attacked", "n attacked", "count"),
-        ),
-        footnotes=footnotes(notes_in(lines)),
-        caption=(
-            "The honest number of a defense is the last accuracy, the worst case of all: the share of samples that is "
-            "correct clean, under the unaware attack and under every attack that differentiates the defense, judged "
-            "on the real defense. A defense that was not attacked through has no such number. For 'none' the unaware "
-            "column is the attack on the bare model. Differences are paired on the same images: "
-            "exact McNemar, Holm over the table. 95 % intervals over sources. PSNR is of the defended clean image; "
-            "payload bits leave out what the container costs for a constant image."
-        ),
-        empty="Not in this run: no defense was judged on an in-distribution set.",
-    )
-
-
-def _with_clean_only(keys: pd.DataFrame, clean: pd.DataFrame) -> pd.DataFrame:
-    """Attacked (place, threat) keys, and of models that were never attacked behind a defense the lowest seed, threat
-    ''."""
-    family = ["dataset", "split", "model"]
-    have = set(map(tuple, keys[family].to_numpy().tolist()))
-    lowest = clean.sort_values([*family, "model_seed"], kind="stable").drop_duplicates(family)
-    more = [row for row in lowest.to_dict("records") if tuple(row[f] for f in family) not in have]
-    return pd.concat([keys, pd.DataFrame([{**row, "threat": ""} for row in more], columns=[*PLACE, "threat"])])
-
-
-def _attacked_difference(paired: pd.DataFrame, place: dict[str, Any], threat: str, defense: str) -> pd.Series | None:
-    rows = only(paired, **place, threat=threat, defense=defense)
-    rows = rows[
-        (rows["attack"] != CLEAN) & (rows["through"].isin(["bare", ""])) & rows["attack_defense"].isin(["none", ""])
-    ]
-    return None if rows.empty else by_iterate(rows).iloc[0]
-
-
-def _rule_that_won(outcomes: Outcomes, row: pd.Series | None) -> str:
-    """The backward rules whose own cell reaches the lowest accuracy (several where they tie)."""
-    if row is None:
-        return ""
-    return ", ".join(outcomes.rules(row)) or row["note"]

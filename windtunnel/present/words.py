@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from windtunnel.checks import CHECKS
 from windtunnel.present.select import absent, full_name
-from windtunnel.present.style import defense_rounds
+from windtunnel.present.style import THEN, defense_family, defense_rounds, defense_setting, known_family
 
 
 def threat(name: str) -> str:
@@ -23,7 +24,15 @@ def threat(name: str) -> str:
     return name
 
 
-_ACRONYMS = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jpeg2000": "JPEG2000", "tv": "TV", "nlmeans": "NL-means"}
+_FAMILIES = {
+    "jpeg": "JPEG", "jpeg420": "JPEG 4:2:0", "webp": "WebP", "avif": "AVIF", "jpeg2000": "JPEG2000",
+    "hyperprior": "hyperprior codec", "hyperprior-real": "hyperprior codec (realism)",
+    "factorized": "factorised codec", "factorized-real": "factorised codec (realism)",
+    "tv": "TV", "nlmeans": "NL-means", "lowpass": "low-pass", "highpass": "high-pass", "dncnn": "DnCNN",
+    "cdd-red": "CDD-RED", "camera": "camera pipeline", "diffusion": "diffusion purification",
+    "blind-spot": "blind-spot denoising", "robust-crop": "robust crop", "random-pad": "random padding",
+    "random-noise": "random noise",
+}  # fmt: skip
 _ATTACKS = {
     "pgd": "PGD", "fgsm": "FGSM", "apgd": "APGD", "cw": "CW", "square": "Square", "fab": "FAB", "mim": "MIM",
     "deepfool": "DeepFool", "pma": "PMA", "spsa": "SPSA", "hopskipjump": "HopSkipJump", "boundary": "Boundary",
@@ -45,16 +54,35 @@ _RULES = {
     "noise": "random signs (control)",
     "identity": "identity",
     "blur": "blur",
+    "jpeg": "JPEG's surrogate",
+    "own": "its own stand-in",
+    "exact": "exact gradient",
+    "other-decoder": "the other decoder",
+    "fewer-steps": "fewer steps",
+    "through-fit": "through the fit",
+    "fixed-fit": "fit held fixed",
     "bare": "saw no defense",
 }
 
 
 def defense(name: str) -> str:
-    """``jpeg-50-x10`` is 'JPEG-50 applied 10 times'."""
+    """``jpeg-50-x10`` is 'JPEG-50 applied 10 times', ``jpeg-50-then-webp-10`` 'JPEG-50 then WebP-10'."""
     base, rounds = defense_rounds(name)
-    family, dash, rest = base.partition("-")
-    text = _ACRONYMS.get(family, family) + dash + rest
-    return text if rounds == 1 else f"{text} applied {rounds} times"
+    text = " then ".join(_stage(part) for part in base.split(THEN))
+    if rounds == 1:
+        return text
+    return f"{f'({text})' if THEN in base else text} applied {rounds} times"
+
+
+def _stage(name: str) -> str:
+    family, setting = defense_family(name), defense_setting(name)
+    known = known_family(family)
+    text = _FAMILIES.get(known, family)
+    if known and known != family and (size := re.search(r"^[a-z]+(\d+)", family)):
+        text = f"{text} for {size[1]} px"
+    if not setting:
+        return text
+    return f"{text}{' ' if ' ' in text else '-'}{setting}"
 
 
 def attack(name: str) -> str:
@@ -74,8 +102,8 @@ def score(name: str) -> str:
 
 
 def rule(name: str) -> str:
-    """A backward rule in words."""
-    return _RULES.get(name, name)
+    """A backward rule in words; of a composition those of its stages, joined by +."""
+    return " + ".join(_RULES.get(part, part) for part in name.split("+"))
 
 
 def image_set(dataset: str, split: str) -> str:
@@ -145,6 +173,18 @@ def check_words(name: str) -> Check:
         title = name.replace("_", " ")
         return Check(title, f"The check '{name}' was raised.", "See the documentation of that check.")
     return Check(module.TITLE, module.MEANS, module.REMEDY, module.THRESHOLD)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of notes in the order of footnotes, each once; unknown ones last by name."""
+    wanted, known = set(names), check_names()
+    return [*(n for n in known if n in wanted), *sorted(wanted - set(known))]
+
+
+def title(name: str) -> str:
+    """The title of a check within a sentence."""
+    text = check_words(name).title
+    return text[:1].lower() + text[1:]
 
 
 def percent(value: Any, decimals: int = 1) -> str:

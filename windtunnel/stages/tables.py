@@ -90,6 +90,11 @@ def write_costs(plan: Plan, output: Path) -> None:
     jobs += [("images_shift", s, Path(f"results/images/{s}/shifted.json")) for s in plan.shifted_sets]
     jobs += [("purify_shared", f"{d}/{f}", Path(f"results/defended/{d}/{f}.json")) for d, f in plan.purified]
     jobs += [("diagnose", f"{m}/{s}", Path(f"results/diagnosed/{m}/{s}.json")) for m, s in plan.diagnostic_jobs]
+    jobs += [
+        ("certify", f"{m}/{s}/{i}", Path(f"results/certified/{m}/{s}/{i}.json"))
+        for m, s in plan.certify_jobs
+        for i in range(plan.run.certify_shards)
+    ]
     jobs += [("attack", f"{m}/{s}/{b}", Path(f"results/attacked/{m}/{s}/{b}.json")) for m, s, b in plan.attack_jobs]
     jobs += [("observe", f"{m}/{b}", Path(f"results/observed/{m}/{b}.json")) for m, b in plan.observe_jobs]
     cells = {plan.cell_id(w.cell) for w in plan.cells}

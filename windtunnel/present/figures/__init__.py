@@ -8,14 +8,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from windtunnel.present.figures.accuracy_against_epsilon import accuracy_against_epsilon
+from windtunnel.present.figures.certified import certified_against_radius
 from windtunnel.present.figures.convergence import convergence
 from windtunnel.present.figures.gallery import Picture, gallery
+from windtunnel.present.figures.gallery_defenses import DefendedRow, DefenseGallery, gallery_defenses
 from windtunnel.present.figures.landscape import landscape
 from windtunnel.present.figures.ood_defended import ood_defended
 from windtunnel.present.figures.perturbation import perturbation
 from windtunnel.present.figures.rate_accuracy import rate_accuracy
+from windtunnel.present.figures.rate_distortion import rate_distortion
 from windtunnel.present.figures.reliability import reliability
 from windtunnel.present.figures.roc import roc
+from windtunnel.present.figures.rounds import rounds
 from windtunnel.present.figures.score_histograms import score_histograms
 from windtunnel.present.figures.sequential_jpeg import sequential_jpeg
 from windtunnel.present.figures.transfer import transfer
@@ -33,8 +37,10 @@ def all_figures(
     cells: pd.DataFrame,
     pictures: Sequence[Picture] = (),
     *,
+    defended: DefenseGallery | None = None,
     diagnostics: pd.DataFrame | None = None,
     composed: Composed = SIMPLE,
+    certified: pd.DataFrame | None = None,
 ) -> dict[str, Figure]:
     """Every figure by name. One whose rows this run lacks says so in words, so that no declared file is ever
     missing. ``composed`` says which names are batteries, ensembles and attacks that look for the nearest image.
@@ -43,11 +49,15 @@ def all_figures(
         diagnostics = pd.DataFrame(columns=[name for name, _ in DIAGNOSTIC_FIELDS])
     made = {
         "sequential_jpeg": sequential_jpeg(metrics, cells),
+        "rounds": rounds(metrics, cells),
         "accuracy_against_epsilon": accuracy_against_epsilon(metrics, cells),
         "convergence": convergence(samples, composed),
         "perturbation": perturbation(samples, metrics, diagnostics, composed),
         "rate_accuracy": rate_accuracy(metrics, cells),
+        "rate_distortion": rate_distortion(metrics, cells),
+        "certified": certified_against_radius(certified),
         "gallery": gallery(pictures),
+        "gallery_defenses": gallery_defenses(defended),
         "score_histograms": score_histograms(samples, metrics),
         "roc": roc(samples, metrics),
         "ood_defended": ood_defended(metrics),
@@ -59,7 +69,8 @@ def all_figures(
 
 
 __all__ = [
-    "FIGURES", "Picture", "accuracy_against_epsilon", "all_figures", "convergence", "gallery", "landscape",
-    "ood_defended", "perturbation", "rate_accuracy", "reliability", "roc", "score_histograms", "sequential_jpeg",
-    "transfer",
+    "FIGURES", "DefendedRow", "DefenseGallery", "Picture", "accuracy_against_epsilon", "all_figures",
+    "certified_against_radius", "convergence", "gallery", "gallery_defenses", "landscape", "ood_defended",
+    "perturbation", "rate_accuracy", "rate_distortion", "reliability", "roc", "rounds", "score_histograms",
+    "sequential_jpeg", "transfer",
 ]  # fmt: skip

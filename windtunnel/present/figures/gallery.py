@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from windtunnel.present import style
+from windtunnel.present.figures._pictures import image_at, nothing, said
 
 TITLE = "Clean, adversarial and defended images"
 MAX_ROWS = 6
@@ -58,13 +58,13 @@ def gallery(pictures: Sequence[Picture], *, enlarge: float | None = None) -> Fig
     for axes, title in zip(grid[0], ("clean", "adversarial", "defended", f"perturbation × {k:g}"), strict=True):
         axes.set_title(title, loc="center", fontsize=9)
     for row, p in zip(grid, shown, strict=True):
-        _image(row[0], p.clean, _said(p.clean_pred, p.clean_conf, p.label))
-        _image(row[1], p.adversarial, _said(p.adversarial_pred, p.adversarial_conf, p.label), p.under)
+        image_at(row[0], p.clean, said(p.clean_pred, p.clean_conf, p.label))
+        image_at(row[1], p.adversarial, said(p.adversarial_pred, p.adversarial_conf, p.label), p.under)
         if p.defended is None:
-            _nothing(row[2])
+            nothing(row[2])
         else:
-            _image(row[2], p.defended, _said(p.defended_pred, p.defended_conf, p.label), p.under_defended)
-        _image(row[3], np.clip(0.5 + k * (p.adversarial - p.clean), 0, 1), ("", style.MUTED), "grey = unchanged")
+            image_at(row[2], p.defended, said(p.defended_pred, p.defended_conf, p.label), p.under_defended)
+        image_at(row[3], np.clip(0.5 + k * (p.adversarial - p.clean), 0, 1), ("", style.MUTED), "grey = unchanged")
         row[0].set_ylabel(
             f"{p.left}\ntrue class: {p.label}".strip(), fontsize=7.5, rotation=0, ha="right", va="center", labelpad=6
         )
@@ -75,40 +75,3 @@ def gallery(pictures: Sequence[Picture], *, enlarge: float | None = None) -> Fig
         "measurement.",
     )
     return figure
-
-
-def _said(pred: str, conf: float, label: str) -> tuple[str, str]:
-    sure = "" if np.isnan(conf) else f" ({100 * conf:.0f} %)"
-    return f"{pred}{sure}", style.GREEN if pred == label else style.VERMILION
-
-
-def _image(axes: Axes, image: np.ndarray, said: tuple[str, str], under: str = "") -> None:
-    axes.imshow(np.clip(image, 0, 1), interpolation="nearest")
-    _bare(axes)
-    axes.text(
-        0.5,
-        -0.04,
-        said[0],
-        color=said[1],
-        transform=axes.transAxes,
-        ha="center",
-        va="top",
-        fontsize=8,
-        fontweight="bold",
-    )
-    if under:
-        axes.text(0.5, -0.04 if not said[0] else -0.17, under, color=style.MUTED, transform=axes.transAxes,
-        ha="center", va="top", fontsize=7)  # fmt: skip
-
-
-def _nothing(axes: Axes) -> None:
-    _bare(axes)
-    axes.text(0.5, 0.5, "no defense", color=style.MUTED, transform=axes.transAxes, ha="center", va="center", fontsize=8)
-
-
-def _bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)

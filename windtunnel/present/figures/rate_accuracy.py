@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from windtunnel.present import style, words
+from windtunnel.present.figures import _rates
 from windtunnel.present.select import (
     PLACE,
     absent,
@@ -25,7 +25,8 @@ from windtunnel.present.select import (
 TITLE = "Rate against accuracy"
 KINDS = {"clean": "clean", "unaware": "unaware attack", "through": "attack through it"}
 MAX_ROWS = 3
-LABEL_OFFSETS = ((-11, 4), (4, -9), (-9, -10), (4, 4))
+PANEL = (1.95, 1.75)
+"""About the size of a panel in inches."""
 
 
 @style.styled
@@ -37,22 +38,24 @@ def rate_accuracy(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     drown the picture. The threat is the one under which most codecs were attacked. Dotted: the model without a defense.
     """
     metrics, cells = tidy(metrics), tidy(cells)
-    rates = clean_rows(metrics, "bpp_payload")
-    rates = rates[(rates["defense"] != "none") & (rates["value"] > 0)]
-    rates = only(rates.assign(rounds=[style.defense_rounds(d)[1] for d in rates["defense"]]), rounds=1)
+    rates = _rates.rate_rows(metrics)
     places = _places(rates)
     if not places:
         return style.not_in_this_run(TITLE, "no model was judged behind two settings of a codec")
-    figure = style.new_figure(height=0.85 + 2.45 * len(places))
+    rate_of = [{r["defense"]: r["value"] for _, r in only(rates, **place).iterrows()} for place in places]
+    families = _rates.families_of([name for rate in rate_of for name in rate])
+    given = style.family_colours(families)
+    colours = {family: given[family] for family in families}
+    figure = style.new_figure(height=0.65 + 2.45 * len(places) + 0.2 * _rates.legend_rows(families, bounds=True))
     panels = figure.subplots(len(places), len(KINDS), sharex="row", sharey=True, squeeze=False)
-    families: set[str] = set()
     budgets: set[str] = set()
-    for row_of_axes, place in zip(panels, places, strict=True):
-        rate = {r["defense"]: r["value"] for _, r in only(rates, **place).iterrows()}
+    style.percent_axis(panels[0][0])
+    for row_of_axes, place, rate in zip(panels, places, rate_of, strict=True):
         budget = _threat(metrics, place, rate)
         found = {kind: _values(metrics, kind, place, budget, list(rate)) for kind in KINDS}
         for axes, kind in zip(row_of_axes, KINDS, strict=True):
-            families |= _panel(axes, rate, found[kind])
+            _rates.x_axis(axes, list(rate.values()))
+            _rates.draw(axes, rate, found[kind], colours, PANEL)
             base = _undefended(metrics, kind, place, budget)
             if base is not None:
                 axes.axhline(base["value"], color=style.INK, linestyle=(0, (1, 1.4)), lw=1.1, zorder=1)
@@ -62,15 +65,13 @@ def rate_accuracy(metrics: pd.DataFrame, cells: pd.DataFrame) -> Figure:
             size = (
                 f" (n = {counts[0]})" if len(counts) == 1 else f" (n = {counts[0]} to {counts[-1]})" if counts else ""
             )
-            axes.set_title(KINDS[kind] + size, fontsize=8.5)
-            axes.set_xlabel("payload bits per pixel")
+            axes.set_title(KINDS[kind] + size, fontsize=8)
         name = (
             f"{full_name(place['model'], place['model_seed'])} on {words.image_set(place['dataset'], place['split'])}"
         )
         row_of_axes[0].set_ylabel(f"{name}\naccuracy", fontsize=8)
         budgets.update([words.threat(budget)] if budget else [])
-    style.percent_axis(panels[0][0])
-    _legend(figure, families)
+    _rates.legend(figure, colours, bounds=True)
     style.heading(
         figure,
         "Codecs as defenses: what a bit buys, clean and under attack",
@@ -111,49 +112,3 @@ def _undefended(metrics: pd.DataFrame, kind: str, place: dict[str, Any], budget:
     if kind == "clean":
         return first(clean_rows(metrics), **place, defense="none")
     return first(worst_rows(metrics), **place, threat=budget)
-
-
-def _panel(axes: Axes, rate: dict[str, float], found: dict[str, pd.Series]) -> set[str]:
-    families: dict[str, list[str]] = {}
-    for name in found:
-        families.setdefault(style.defense_family(name), []).append(name)
-    for place, (family, names) in enumerate(sorted(families.items())):
-        names.sort(key=lambda d: rate[d])
-        x, y = [rate[d] for d in names], [float(found[d]["value"]) for d in names]
-        axes.plot(x, y, color=style.defense_colour(family), lw=1.2, zorder=2)
-        for xi, yi, name in zip(x, y, names, strict=True):
-            low, high = found[name]["ci_low"], found[name]["ci_high"]
-            error = None if absent(low) or absent(high) else [[max(0.0, yi - low)], [max(0.0, high - yi)]]
-            bound = words.is_upper_bound(found[name]["note"])
-            axes.errorbar(
-                xi, yi, error, color=style.defense_colour(family), marker=style.defense_marker(name), ms=5,
-                mfc="white" if bound else style.defense_colour(family), elinewidth=0.8, zorder=3,
-            )  # fmt: skip
-            axes.annotate(
-                name.partition("-")[2], (xi, yi), xytext=LABEL_OFFSETS[place % 4], textcoords="offset points",
-                fontsize=6.5, color=style.defense_colour(family),
-            )  # fmt: skip
-    axes.set_xscale("log")
-    _log_ticks(axes)
-    return set(families)
-
-
-def _log_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _legend(figure: Figure, families: set[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=style.defense_colour(f), marker=style.defense_marker(f), lw=1.2, label=words.defense(f))
-        for f in sorted(families)
-    ]
-    handles.append(
-        Line2D([], [], color=style.MUTED, marker="o", mfc="white", lw=0, label="open: upper bound (generic rules)")
-    )
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))

@@ -1,0 +1,2 @@
+"""Certificates by randomised smoothing: the statistics (``smoothing``), the draws (``sampling``), an attack on a
+certificate (``adversary``)."""
