@@ -269,6 +269,10 @@ class Plan:
     def _check_network(self, problems: list[str], name: str) -> None:
         """A network whose file of weights is missing, or whose data set cannot train it, is named before any job."""
         choice = self.catalogue.network(name)
+        for library in choice.card.constants.get("libraries", ()):
+            if installed(library) is None:
+                remedy = choice.card.constants.get("install", f"pip install {library}")
+                problems.append(f"network '{name}' needs the package '{library}': {remedy}")
         if choice.entry.weights is not None:
             path = self.catalogue.base / choice.entry.weights
             if not path.is_file():

@@ -8,6 +8,8 @@ HEADER = (
     "# Written by 'make lock'. Names and versions only; used as pip's constraints, so a platform takes what it needs.\n"
 )
 NOT_OURS = ("windtunnel", "pip", "setuptools", "wheel")
+NO_DEPS = ("torchattacks", "compressai", "torch-geometric", "pytorch-msssim")
+"""What the Makefile installs with --no-deps: the metadata of torchattacks and compressai cannot be resolved."""
 
 
 def frozen() -> list[str]:
@@ -28,10 +30,10 @@ def main() -> None:
     root = Path(__file__).resolve().parents[2]
     lines = frozen()
     (root / "requirements.lock").write_text(HEADER + "\n".join(lines) + "\n")
-    pins = "".join(f"      - {line}\n" for line in lines if not line.startswith("torchattacks=="))
+    pins = "".join(f"      - {line}\n" for line in lines if line.split("==")[0] not in NO_DEPS)
     (root / "envs" / "windtunnel.yaml").write_text(
         "# The one environment, for --sdm conda (not tested here): pins are those of requirements.lock.\n"
-        "# torchattacks cannot be resolved with current packages; on top: pip install --no-deps torchattacks\n"
+        f"# Cannot be resolved with current packages; on top: pip install --no-deps {' '.join(NO_DEPS)}\n"
         "channels:\n  - conda-forge\n  - nodefaults\ndependencies:\n  - python=3.11\n  - pip\n  - pip:\n" + pins
     )
 
