@@ -131,3 +131,11 @@ def test_the_documentation_names_every_attack_and_battery_and_every_diagnostic()
     assert not missing, f"docs/attacks.md says nothing of {missing}"
     diagnostics = (ROOT / "docs" / "attacks" / "diagnostics.md").read_text()
     assert not [m for m in registry.names("diagnostic") if m not in diagnostics]
+
+
+def test_the_documentation_names_every_defense_and_network() -> None:
+    defenses = (ROOT / "docs" / "defenses.md").read_text()
+    missing = [f for f in builtin().defenses if f"`{f}" not in defenses and f not in ("highpass", "hyperprior64-real")]
+    assert not missing, f"docs/defenses.md says nothing of {missing}"
+    for page in re.findall(r"\]\(((?!https?:)[^)#]+)\)", defenses):
+        assert (ROOT / "docs" / page).exists(), page
