@@ -4,6 +4,7 @@ snakemake --cores 8              the whole run of config/config.yaml: tables, fi
 snakemake --cores 8 tables       up to a milestone: images, models, attacks, defenses, scores, tables, figures
 snakemake bill                   what the run would cost, before it runs; a dry run (-n) says it too
 snakemake --cores 8 attacks_full every attack, adaptive ones and diagnostics: config/attacks_full.yaml in runs/attacks_full, for hours
+snakemake --cores 8 defenses_full, realism             the same for defenses, and for one question about learned codecs
 snakemake --cores 8 --configfile config/tiny.yaml      another run
 """
 

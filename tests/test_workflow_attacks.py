@@ -141,11 +141,14 @@ def test_measurements_have_a_table_numbers_with_intervals_and_feed_the_checks(fi
     assert cells.loc[cells["defense"] == CHAIN, "check_gradient_direction"].isna().all()
 
 
-def test_the_full_run_is_a_target_with_a_bill_and_a_folder_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "name"), [("attacks_full", "all attacks"), ("defenses_full", "all defenses"), ("realism", "realism")]
+)
+def test_a_full_run_is_a_target_with_a_bill_and_a_folder_of_its_own(target: str, name: str, tmp_path: Path) -> None:
     found = subprocess.run(
-        [*SNAKEMAKE, "--dry-run", "--quiet", "rules", "--", "attacks_full"],
+        [*SNAKEMAKE, "--dry-run", "--quiet", "rules", "--", target],
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert [p.name for p in tmp_path.iterdir()] == ["runs"] and (tmp_path / "runs" / "attacks_full").is_dir()
-    assert "The bill of 'all attacks'" in found.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"] and (tmp_path / "runs" / target).is_dir()
+    assert f"The bill of '{name}'" in found.stderr
     assert "gradient evaluations" in found.stderr
