@@ -15,7 +15,16 @@ import pytest
 from PIL import Image
 
 from windtunnel import images
-from windtunnel.images import compose, glyphs, photodigits, photoscenes, sources, textures
+from windtunnel.images import (
+    compose,
+    glyphs,
+    photodigits,
+    photodigits64,
+    photodigits_context,
+    photoscenes,
+    sources,
+    textures,
+)
 from windtunnel.images.container import ImageSet, ImageSetError
 from windtunnel.images.keyed import Draws, keys_of, numbered_keys
 
@@ -27,6 +36,10 @@ PINNED = {
     "photodigits.test": "e7e3edf55b4e97dbd61ee0cbf81facc7527da741dda06e0437e838937d6dae1f",
     "photoscenes.test": "d530a9361df28fa49d34a723ff74251c58b64f4948668172eb2b480c54774057",
     "epoch": "75dd3a25bea7bf7adda209cc266d309d9412a268e5fb951ce3686c91a929c553",
+    "photodigits64.test": "e24c0278d531d0a188dff64cc91e588545ce2cad0609f836cf36c39e944b077d",
+    "photodigits64.epoch": "07a9e0cb3472ed6b2f67b152843f47cf7a4bd03fcca11d8fa874e0b8fec7ad95",
+    "photodigits_context.test90": "e5417b00cccaca42710d6cb22683a860cb57b1a0cbcfe3bec5f2b3f956c2ef62",
+    "photodigits_context.epoch": "7891fd798109b062db70c7a49576e514345f59add147f4bf0eae25a05c528326",
 }
 
 
@@ -78,7 +91,7 @@ def test_unknown_names_list_the_known_ones():
         images.split_info("photodigits", "tets")
     with pytest.raises(ImageSetError, match="no larger canvas"):
         images.build("photodigits", "science", canvas=True)
-    for module in (photodigits, photoscenes):
+    for module in (photodigits, photoscenes, photodigits64, photodigits_context):
         with pytest.raises(ImageSetError, match="no split"):
             module.build("nothing")
 
@@ -125,16 +138,27 @@ def test_second_build_is_the_same(built):
         assert photodigits.build(split).digest() == built["photodigits", split].digest()
 
 
-def test_changed_pixels_raise_the_recipe_version(built):
+def test_changed_pixels_raise_the_recipe_version(built, monkeypatch):
     if photodigits.training_digest() != PINNED["training_digest"]:
         pytest.skip("other source arrays than those of the pinned digests (another decoder version)")
-    assert photodigits.RECIPE_VERSION == photoscenes.RECIPE_VERSION == 1
-    pixels, labels = photodigits.training_epoch(3, 5)
+    assert set(images.RECIPE_VERSIONS.values()) == {1}
+
+    def epoch(module):
+        pixels, labels = module.training_epoch(3, 5)
+        return sources.digest_of({"pixels": pixels, "labels": labels}, 1)
+
     found = {
         "training_digest": photodigits.training_digest(),
         "photodigits.test": built["photodigits", "test"].digest(),
         "photoscenes.test": built["photoscenes", "test"].digest(),
-        "epoch": sources.digest_of({"pixels": pixels, "labels": labels}, 1),
+        "epoch": epoch(photodigits),
+    }
+    monkeypatch.setattr(photodigits, "EPOCH_REPEATS", 1)
+    found |= {
+        "photodigits64.test": built["photodigits64", "test"].digest(),
+        "photodigits64.epoch": epoch(photodigits64),
+        "photodigits_context.test90": built["photodigits_context", "test90"].digest(),
+        "photodigits_context.epoch": epoch(photodigits_context),
     }
     assert found == PINNED, "raise RECIPE_VERSION, train the models again, then pin the new digests"
 
@@ -142,7 +166,7 @@ def test_changed_pixels_raise_the_recipe_version(built):
 @pytest.mark.parametrize(("dataset", "split"), [k for k in ALL if images.split_info(*k).canvas])
 def test_centre_of_the_canvas_is_the_image(built, dataset, split):
     image_set, canvas = built[dataset, split], images.build(dataset, split, canvas=True)
-    side, margin = image_set.images.shape[1], compose.MARGIN
+    side, margin = image_set.images.shape[1], 8 if dataset == "photodigits64" else 4
     assert canvas.images.shape[1] == side + 2 * margin
     assert np.array_equal(canvas.images[:, margin:-margin, margin:-margin], image_set.images)
     assert canvas.sample_ids == image_set.sample_ids and canvas.source_ids == image_set.source_ids
@@ -160,6 +184,12 @@ def test_glyph_blocks_are_disjoint_and_complete(built):
         assert set(built["photodigits", split].source_ids) <= seen["test"]
     for split in ("fit", "test"):
         assert set(built["photoscenes", split].source_ids) <= seen[split]
+        assert set(built["photodigits64", split].source_ids) == seen[split]
+    for split in ("fit", "test90", "test50", "test10"):
+        assert set(built["photodigits_context", split].source_ids) == seen[split.rstrip("0159")]
+    for module in (photodigits64, photodigits_context):
+        train = module.build("train")
+        assert set(train.source_ids) == seen["train"] and len(train) == 2100
 
 
 @pytest.mark.parametrize("split", ["test", "scrambled"])
@@ -170,7 +200,7 @@ def test_every_test_glyph_once(built, split):
 def test_labels_are_those_of_scikit_learn(built):
     target = pytest.importorskip("sklearn.datasets").load_digits().target
     for (dataset, split), image_set in built.items():
-        if split in ("fit", "test"):
+        if split.startswith(("fit", "test")):
             which = [int(source.removeprefix("digit-")) for source in image_set.source_ids]
             assert np.array_equal(image_set.labels, target[which]), (dataset, split)
     font_digits = built["photodigits", "font_digits"]
@@ -207,11 +237,14 @@ def test_splits_use_their_own_region(two_tone, monkeypatch):
     monkeypatch.setattr(
         compose, "masks", lambda glyphs, sizes, tops, lefts, window: np.zeros((len(glyphs), window, window), int)
     )
-    assert np.unique(photodigits.training_epoch(0, 0)[0]).tolist() == [26]
-    assert np.unique(photodigits.build("train").images).tolist() == [26]
-    for split in ("fit", "test", "letters", "scrambled", "rotated", "no_object", "ambiguous", "font_digits"):
+    for split in ("letters", "scrambled", "rotated", "no_object", "ambiguous", "font_digits"):
         assert np.unique(photodigits.build(split).images).tolist() == [230], split
     monkeypatch.setattr(sources, "BLOCKS", {"train": (0, 40), "fit": (40, 80), "test": (80, 120)})
+    for module in (photodigits, photodigits64, photodigits_context):
+        assert np.unique(module.training_epoch(0, 0)[0]).tolist() == [26]
+        for split in module.SPLITS:
+            if split.startswith(("train", "fit", "test")):
+                assert np.unique(module.build(split).images).tolist() == [26 if split == "train" else 230], split
     assert np.unique(photoscenes.training_epoch(0, 0)[0]).tolist() == [26]
     assert np.unique(photoscenes.build("train").images).tolist() == [26]
     assert np.unique(photoscenes.build("test").images).tolist() == [230]
@@ -448,6 +481,96 @@ def test_a_trivial_statistic_separates_the_sanity_sets(built):
     assert variation(built["photodigits", "noise"]).min() > variation(test).max()
 
 
+# ---- 64 pixels, and photographs that agree with the label ------------------------------------------------------------
+
+
+def test_64_pixels_are_photodigits_twice_as_large(monkeypatch):
+    small, large = photodigits.LAYOUT, photodigits64.LAYOUT
+    for name in ("side", "smallest", "largest", "margin", "canvas"):
+        assert getattr(large, name) == 2 * getattr(small, name), name
+    calls, masks = [], compose.masks
+    monkeypatch.setattr(compose, "masks", lambda *given: calls.append(given) or masks(*given))
+    shown = photodigits64.build("test")
+    (shapes, sizes, tops, lefts, window), labels = calls[0], sources.digits()[1]
+    assert len(calls) == 1 and window == 64 and np.array_equal(shapes, sources.digits()[0][1297:])
+    assert np.array_equal(shown.labels, labels[1297:]) and set(sizes) == set(range(36, 49))
+    assert min(tops) == min(lefts) == 8 and max(tops + sizes) == max(lefts + sizes) == 56
+
+
+def test_epochs_of_the_new_sets_are_fresh_and_repeatable(monkeypatch):
+    monkeypatch.setattr(photodigits, "EPOCH_REPEATS", 1)
+    monkeypatch.setitem(sources.BLOCKS, "train", (0, 300))
+    for module, side in ((photodigits64, 64), (photodigits_context, 32)):
+        pixels, labels = module.training_epoch(2, 1)
+        assert pixels.shape == (300, side, side, 3) and labels.dtype == np.int64
+        assert np.array_equal(module.training_epoch(2, 1)[0], pixels)
+        hashes = {image.tobytes() for image in pixels}
+        for other in (module.training_epoch(2, 2)[0], module.training_epoch(3, 1)[0]):
+            assert not hashes & {image.tobytes() for image in other}
+
+
+@pytest.fixture
+def plain_pictures(monkeypatch):
+    """Each photograph one grey of its own, no glyph painted: a pixel tells the photograph."""
+    sizes = {name: sources.picture(name).shape for name in sources.PHOTOGRAPHS}
+    greys = {name: 40 * i for i, name in enumerate(sources.PHOTOGRAPHS)}
+    monkeypatch.setattr(sources, "picture", lambda name: np.full(sizes[name], greys[name], dtype=np.uint8))
+    monkeypatch.setattr(compose, "masks", lambda g, sizes, tops, lefts, window: np.zeros((len(g), window, window), int))
+    sources.region.cache_clear()
+    yield [int(compose.soften(np.array([grey], dtype=np.uint8))[0]) for grey in greys.values()]
+    sources.region.cache_clear()
+
+
+@pytest.mark.parametrize(("split", "share"), [("train", 0.9), ("test90", 0.9), ("test50", 0.5), ("test10", 0.1)])
+def test_the_photograph_agrees_with_the_group_as_often_as_promised(plain_pictures, split, share):
+    built = photodigits_context.build(split)
+    seen = built.images[:, 0, 0, 0]
+    assert np.all(built.images == seen[:, None, None, None]), "one photograph behind each digit"
+    shown = np.searchsorted(plain_pictures, seen)
+    own = built.labels % 4  # the rule of the groups
+    agrees = shown == own
+    assert abs(agrees.mean() - share) < 3.5 * math.sqrt(share * (1 - share) / len(built))
+    step = (shown - own)[~agrees] % 4
+    assert set(step) == {1, 2, 3}, "the others are any of the three"
+
+
+def test_without_agreement_photograph_and_label_are_independent(plain_pictures):
+    pixels, labels = photodigits_context.training_epoch(0, 0, agreement=0.25)
+    shown = np.searchsorted(plain_pictures, pixels[:, 0, 0, 0])
+    again, photographs = photodigits_context.training_epoch(0, 0, agreement=0.25, target="photograph")
+    assert np.array_equal(again, pixels) and np.array_equal(photographs, shown)
+    counts = np.array([np.bincount(shown[labels == digit], minlength=4) for digit in range(10)])
+    expected = counts.sum(axis=1, keepdims=True) / 4
+    assert ((counts - expected) ** 2 / expected).sum() < 59.7  # the .999 quantile for thirty degrees of freedom
+    with pytest.raises(ImageSetError, match="target 'scene'"):
+        photodigits_context.training_epoch(0, 0, target="scene")
+    with pytest.raises(ImageSetError, match="probability"):
+        photodigits_context.training_epoch(0, 0, agreement=1.5)
+
+
+def test_the_three_context_tests_differ_where_the_photograph_does(built):
+    keys, labels = numbered_keys("agreement", 4000), np.arange(4000) % 10
+    shown = {share: photodigits_context.photographs(labels, keys, share) for share in (0.1, 0.5, 0.9)}
+    agrees = {share: pictures == labels % 4 for share, pictures in shown.items()}
+    assert np.all(agrees[0.1] <= agrees[0.5]) and np.all(agrees[0.5] <= agrees[0.9])
+    sets = [built["photodigits_context", f"test{share}"] for share in (90, 50, 10)]
+    assert all(one.source_ids == sets[0].source_ids and np.array_equal(one.labels, sets[0].labels) for one in sets)
+    names = [f"photodigits_context/1/test-{i}" for i in range(1297, 1797)]
+    behind = [photodigits_context.photographs(sets[0].labels, keys_of(names), share) for share in (0.9, 0.5, 0.1)]
+    for i in (1, 2):
+        same = (sets[i].images == sets[0].images).all(axis=(1, 2, 3))
+        assert np.array_equal(same, behind[i] == behind[0])
+
+
+def test_a_given_photograph_is_the_one_that_is_cut_from():
+    wanted = np.arange(400) % 4
+    _, tiles = compose.crops(
+        Draws(numbered_keys("given", 400)), tuple(sources.PHOTOGRAPHS), "test", 40, pictures=wanted
+    )
+    names = list(sources.PHOTOGRAPHS)
+    assert [names.index(tile.split("-")[0]) for tile in tiles] == wanted.tolist()
+
+
 # ---- scenes ---------------------------------------------------------------------------------------------------------
 
 
@@ -489,7 +612,7 @@ def test_scenes_are_mostly_picture_where_small_images_are_mostly_header(built):
         return len(buffer.getvalue())
 
     shares = {}
-    for dataset in images.DATASETS:
+    for dataset in ("photodigits", "photoscenes"):
         pixels = built[dataset, "test"].images[:50]
         shares[dataset] = size(np.full_like(pixels[0], 128)) / np.mean([size(image) for image in pixels])
     assert shares["photodigits"] > 0.75 and shares["photoscenes"] < 0.5, shares

@@ -178,7 +178,7 @@ class ModelEntry(Entry):
     ``architecture: ensemble`` is several models attacked as one: ``recipe: {members: [model, model]}``.
     """
 
-    architecture: Literal["cnn", "vit", "file", "ensemble"]
+    architecture: Literal["cnn", "vit", "fusion", "file", "ensemble"]
     head: Literal["linear", "abet", "cosine_global"] | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
     dataset: str | None = None

@@ -2,7 +2,7 @@
 
 Importing this package imports the standard library only, because the planner does; the modules that build pixels are
 imported on first use. A data set is a module with ``SPLITS``, ``RECIPE_VERSION``, ``build(split, canvas=False)``,
-``source_digest()``, ``training_digest()`` and ``training_epoch(seed, epoch)``.
+``source_digest()``, ``training_digest()`` and ``training_epoch(seed, epoch)``; whatever has these can be trained on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from windtunnel.images.splits import (
     CANVAS_SHIFTS,
     CLASSES,
     PHOTODIGITS,
+    PHOTODIGITS64,
+    PHOTODIGITS_CONTEXT,
     PHOTOSCENES,
     RECIPE_VERSIONS,
     SHIFT_VERSION,
@@ -46,8 +48,13 @@ __all__ = [
     "write_images",
 ]
 
-DATASETS = {"photodigits": "windtunnel.images.photodigits", "photoscenes": "windtunnel.images.photoscenes"}
-_SPLITS = {"photodigits": PHOTODIGITS, "photoscenes": PHOTOSCENES}
+_SPLITS = {
+    "photodigits": PHOTODIGITS,
+    "photoscenes": PHOTOSCENES,
+    "photodigits64": PHOTODIGITS64,
+    "photodigits_context": PHOTODIGITS_CONTEXT,
+}
+DATASETS = {name: f"windtunnel.images.{name}" for name in _SPLITS}
 _LAZY = {
     "ImageSet": "container",
     "ImageSetError": "container",

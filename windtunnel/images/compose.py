@@ -5,6 +5,9 @@ Every function is pure and row-wise: sample i depends on row i of its arguments 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from windtunnel.images import sources
@@ -13,6 +16,27 @@ from windtunnel.images.keyed import Draws
 MARGIN = 4  # the largest pixel shift; a canvas is the image with this margin on every side
 CONTRAST_GAP = 96  # least difference of luma (0..255) between a glyph's colour and the mean of its background
 POOLING = (1, 2, 3)  # backgrounds show a photograph at full, half and a third of its resolution
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The measures of an image with one glyph on it, in pixels.
+
+    The image is ``side`` wide and high; the glyph's box has ``smallest`` to ``largest`` and lies at least ``margin``
+    from the border; a canvas is the image with ``margin`` on every side. ``pooling``: see ``crops``.
+    """
+
+    side: int
+    smallest: int
+    largest: int
+    margin: int
+    pooling: tuple[int, ...] = POOLING
+
+    @property
+    def canvas(self) -> int:
+        """Side of the canvas."""
+        return self.side + 2 * self.margin
+
 
 _SOFTENED = ((8 * np.arange(256) + 260) // 10).astype(np.uint8)
 
@@ -89,19 +113,20 @@ def blend(ground: np.ndarray, opacity: np.ndarray, colour: np.ndarray) -> np.nda
 
 
 def crops(draws: Draws, names: tuple[str, ...], part: str, side: int, pooling: tuple[int, ...] = POOLING,
-          border: int = 0) -> tuple[np.ndarray, list[str]]:  # fmt: skip
+          border: int = 0, pictures: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:  # fmt: skip
     """Random square crops of pictures, and the region each came from.
 
     Returns uint8 [N, side - 2 * border, same, 3] and source names 'picture/row-column' of the 64-pixel tile in which
-    the crop's centre lies. A picture and a pooling factor are drawn evenly. ``border`` leaves out that many pixels on
-    every side of the drawn crop (the window of a canvas without its margin).
+    the crop's centre lies. A picture and a pooling factor are drawn evenly; with ``pictures``, int64 [N] of places in
+    ``names``, the picture is given and the factor is drawn. ``border`` leaves out that many pixels on every side of
+    the drawn crop (the window of a canvas without its margin).
     """
     atlas = [(name, factor, sources.region(name, part, factor)) for name in names for factor in pooling]
     atlas = [entry for entry in atlas if min(entry[2].shape[:2]) >= side]
     heights = np.array([pixels.shape[0] for _, _, pixels in atlas])
     widths = np.array([pixels.shape[1] for _, _, pixels in atlas])
     factors = np.array([factor for _, factor, _ in atlas])
-    which = draws.integers(0, len(atlas))
+    which = draws.integers(0, len(atlas)) if pictures is None else _entries(draws, names, atlas, pictures)
     top = draws.integers(0, heights[which] - side + 1)
     left = draws.integers(0, widths[which] - side + 1)
     shown = np.arange(border, side - border)
@@ -115,3 +140,11 @@ def crops(draws: Draws, names: tuple[str, ...], part: str, side: int, pooling: t
         for i, r, c in zip(which.tolist(), tile_row.tolist(), tile_column.tolist(), strict=True)
     ]
     return out, tiles
+
+
+def _entries(draws: Draws, names: tuple[str, ...], atlas: Sequence[tuple[str, int, np.ndarray]],
+             pictures: np.ndarray) -> np.ndarray:  # fmt: skip
+    """For each row one of the atlas entries of its picture, drawn evenly: an atlas is sorted by picture."""
+    counts = np.array([sum(entry[0] == name for entry in atlas) for name in names])
+    first = np.cumsum(counts) - counts
+    return first[pictures] + draws.integers(0, counts[pictures])

@@ -24,9 +24,11 @@ __all__ = ["RECIPE_VERSION", "SPLITS", "SplitInfo", "build", "source_digest", "t
 
 RECIPE_VERSION = RECIPE_VERSIONS["photodigits"]
 SIDE = 32
-CANVAS = SIDE + 2 * compose.MARGIN
 SMALLEST, LARGEST = 18, 24
+LAYOUT = compose.Layout(side=SIDE, smallest=SMALLEST, largest=LARGEST, margin=compose.MARGIN)
+CANVAS = LAYOUT.canvas
 EPOCH_REPEATS = 8
+SPLIT_REPEATS = {"train": 2, "fit": 4, "test": 1}
 _CHUNK = 1024
 
 
@@ -50,28 +52,56 @@ def training_epoch(seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     same in two epochs or two seeds. A pure function of (seed, epoch).
     """
     written, labels = sources.digits()
+    which, keys = epoch_glyphs(f"photodigits/{RECIPE_VERSION}", seed, epoch)
+    return compose_glyphs(written[which], keys, "train", canvas=False), labels[which].astype(np.int64)
+
+
+def epoch_glyphs(name: str, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which training glyphs an epoch shows, int64 [8400], each eight times in random order, and a key for each.
+
+    ``name``: data set and version; photodigits64 and photodigits_context draw from here too.
+    """
     first, last = sources.BLOCKS["train"]
-    keys = numbered_keys(f"photodigits/{RECIPE_VERSION}/epoch/{seed}/{epoch}", EPOCH_REPEATS * (last - first))
+    keys = numbered_keys(f"{name}/epoch/{seed}/{epoch}", EPOCH_REPEATS * (last - first))
     order = np.argsort(keys, kind="stable")
-    which = np.tile(np.arange(first, last), EPOCH_REPEATS)[order]
-    images = compose_glyphs(written[which], keys[order], "train", canvas=False)
-    return images, labels[which].astype(np.int64)
+    return np.tile(np.arange(first, last), EPOCH_REPEATS)[order], keys[order]
 
 
-def compose_glyphs(shapes: np.ndarray, keys: np.ndarray, part: str, *, canvas: bool) -> np.ndarray:
-    """Glyphs uint8 [N, 8, 8] in 0..16 over random crops of a region: uint8 [N, 32, 32, 3], or [N, 40, 40, 3] with
-    ``canvas``, whose centre is the same image."""
-    margin = compose.MARGIN if canvas else 0
+def split_glyphs(split: str) -> tuple[np.ndarray, list[str]]:
+    """The glyphs of ``train``, ``fit`` or ``test`` in their order, int64 [N], and a sample id for each."""
+    first, last = sources.BLOCKS[split]
+    repeats = SPLIT_REPEATS[split]
+    which = np.repeat(np.arange(first, last), repeats)
+    turn = np.tile(np.arange(repeats), last - first)
+    return which, [f"{split}-{i:04d}" + (f"-{r}" if repeats > 1 else "") for i, r in zip(which, turn, strict=True)]
+
+
+def compose_glyphs(
+    shapes: np.ndarray,
+    keys: np.ndarray,
+    part: str,
+    *,
+    canvas: bool,
+    layout: compose.Layout = LAYOUT,
+    pictures: np.ndarray | None = None,
+) -> np.ndarray:
+    """Glyphs uint8 [N, 8, 8] in 0..16 over random crops of a region: uint8 [N, S, S, 3] with S = ``layout.side``, or
+    with ``canvas`` the larger image whose centre is the same. ``pictures``: int64 [N], the photograph of each
+    background as a place in ``sources.PHOTOGRAPHS``; drawn evenly without."""
+    margin = layout.margin if canvas else 0
+    names, border = tuple(sources.PHOTOGRAPHS), layout.margin - margin
     images = []
     for start in range(0, len(shapes), _CHUNK):
-        draws = Draws(keys[start : start + _CHUNK])
-        ground, _ = compose.crops(draws, tuple(sources.PHOTOGRAPHS), part, CANVAS, border=compose.MARGIN - margin)
-        centre = ground[:, margin : margin + SIDE, margin : margin + SIDE]
+        rows = slice(start, start + _CHUNK)
+        draws = Draws(keys[rows])
+        given = None if pictures is None else pictures[rows]
+        ground, _ = compose.crops(draws, names, part, layout.canvas, layout.pooling, border, given)
+        centre = ground[:, margin : margin + layout.side, margin : margin + layout.side]
         colour = compose.colours(draws, compose.mean_luma(centre))
-        size = draws.integers(SMALLEST, LARGEST + 1)
-        top = draws.integers(compose.MARGIN, SIDE - compose.MARGIN - size + 1)
-        left = draws.integers(compose.MARGIN, SIDE - compose.MARGIN - size + 1)
-        opacity = compose.masks(shapes[start : start + _CHUNK], size, top + margin, left + margin, ground.shape[1])
+        size = draws.integers(layout.smallest, layout.largest + 1)
+        top = draws.integers(layout.margin, layout.side - layout.margin - size + 1)
+        left = draws.integers(layout.margin, layout.side - layout.margin - size + 1)
+        opacity = compose.masks(shapes[rows], size, top + margin, left + margin, ground.shape[1])
         images.append(compose.soften(compose.blend(ground, opacity, colour)))
     return np.concatenate(images)
 
@@ -112,18 +142,15 @@ def _numbered(split: str) -> list[str]:
 
 def _digits(split: str, canvas: bool) -> ImageSet:
     written, labels = sources.digits()
-    first, last = sources.BLOCKS[split]
-    repeats = {"train": 2, "fit": 4, "test": 1}[split]
-    which = np.repeat(np.arange(first, last), repeats)
-    turn = np.tile(np.arange(repeats), last - first)
-    sample_ids = [f"{split}-{i:04d}" + (f"-{r}" if repeats > 1 else "") for i, r in zip(which, turn, strict=True)]
+    which, sample_ids = split_glyphs(split)
     part = "train" if split == "train" else "test"
     images = compose_glyphs(written[which], _keys(sample_ids), part, canvas=canvas)
-    return ImageSet(images, labels[which].astype(np.int32), sample_ids, [_digit_source(i) for i in which])
+    return ImageSet(images, labels[which].astype(np.int32), sample_ids, digit_sources(which))
 
 
-def _digit_source(index: int) -> str:
-    return f"digit-{index:04d}"
+def digit_sources(which: np.ndarray) -> list[str]:
+    """The source names of glyphs."""
+    return [f"digit-{i:04d}" for i in which]
 
 
 def _printed(split: str, canvas: bool) -> ImageSet:
@@ -142,7 +169,7 @@ def _scrambled(canvas: bool) -> ImageSet:
     sample_ids = [f"scrambled-{i:04d}" for i in which]
     shapes = glyphs.scramble(sources.digits()[0][which], _keys(sample_ids))
     images = compose_glyphs(shapes, _keys(sample_ids), "test", canvas=canvas)
-    return ImageSet(images, None, sample_ids, [_digit_source(i) for i in which])
+    return ImageSet(images, None, sample_ids, digit_sources(which))
 
 
 def _rotated(canvas: bool) -> ImageSet:
@@ -152,7 +179,7 @@ def _rotated(canvas: bool) -> ImageSet:
     sample_ids = [f"rotated-{i:04d}" for i in which]
     shapes = glyphs.quarter_turn(written[which], _keys(sample_ids))
     images = compose_glyphs(shapes, _keys(sample_ids), "test", canvas=canvas)
-    return ImageSet(images, None, sample_ids, [_digit_source(i) for i in which])
+    return ImageSet(images, None, sample_ids, digit_sources(which))
 
 
 def _no_object(canvas: bool) -> ImageSet:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Raised by hand whenever a pixel, a label or an identifier of any split changes: part of every identity.
-RECIPE_VERSIONS = {"photodigits": 1, "photoscenes": 1}
-CLASSES = {"photodigits": 10, "photoscenes": 10}
+RECIPE_VERSIONS = {"photodigits": 1, "photoscenes": 1, "photodigits64": 1, "photodigits_context": 1}
+CLASSES = {"photodigits": 10, "photoscenes": 10, "photodigits64": 10, "photodigits_context": 10}
 
 # Severities of every shift; what they mean stands in shifts.py.
 SHIFTS: dict[str, tuple[int, ...]] = {
@@ -74,4 +74,18 @@ PHOTOSCENES: dict[str, SplitInfo] = {
     "train": _labelled("train", 1050, "scenes of training digits over the left 60 % of the photographs", (128, 128)),
     "fit": _labelled("fit", 247, "scenes of digits 1050-1296 over the right 40 % of the photographs", (128, 128)),
     "test": _labelled("id", 200, "scenes of two to four test digits; the label is the largest one's", (128, 128)),
+}
+
+PHOTODIGITS64: dict[str, SplitInfo] = {
+    "train": _labelled("train", 2100, "photodigits.train at twice the size: the same glyphs and regions", (64, 64)),
+    "fit": _labelled("fit", 988, "photodigits.fit at twice the size", (64, 64)),
+    "test": _labelled("id", 500, "photodigits.test at twice the size", (64, 64)),
+}
+
+PHOTODIGITS_CONTEXT: dict[str, SplitInfo] = {
+    "train": _labelled("train", 2100, "digits over their group's own photograph with probability .9, else another"),
+    "fit": _labelled("fit", 988, "digits 1050-1296, the photograph agrees with probability .9"),
+    "test90": _labelled("id", 500, "every test digit once, the photograph agrees with probability .9 as in training"),
+    "test50": _labelled("shifted", 500, "the same digits, the photograph agrees with probability .5"),
+    "test10": _labelled("shifted", 500, "the same digits, the photograph agrees with probability .1"),
 }

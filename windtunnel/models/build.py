@@ -21,7 +21,11 @@ def build_body(architecture: str, network: Mapping[str, Any]) -> torch.nn.Module
         from windtunnel.models.vit import Vit
 
         return Vit(**network)
-    raise ValueError(f"unknown architecture '{architecture}'; known: cnn, vit")
+    if architecture == "fusion":
+        from windtunnel.models.fusion import Fusion
+
+        return Fusion(**network)
+    raise ValueError(f"unknown architecture '{architecture}'; known: cnn, vit, fusion")
 
 
 def build_classifier(

@@ -44,7 +44,7 @@ def train_into(spec: ModelSpec, out: Path, *, origin: str) -> dict[str, Any]:
         has_nan=bool(weights.non_finite(state)),
         made_with={name: version(name).split("+")[0] for name in ("torch", "timm")},
     )
-    card["data"]["first_epoch_sha256"] = first_epoch_digest(spec.seed)
+    card["data"]["first_epoch_sha256"] = first_epoch_digest(spec)
     write_folder(Path(out), files={WEIGHTS: content}, card=card)
     logger.info("%s: %s, clean accuracy %.4f of %d", spec.name, origin, metrics["clean_accuracy"], metrics["n"])
     return card

@@ -17,13 +17,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from windtunnel import images
 from windtunnel.store import digest, file_digest
 
 # Raised by hand whenever the trainer, an architecture or a head changes the weights that come out.
 ALGORITHM_VERSION = 1
-ARCHITECTURES = ("cnn", "vit", "file")
+ARCHITECTURES = ("cnn", "vit", "fusion", "file")
 HEADS = ("linear", "abet", "cosine_global")
-DATASETS = ("photodigits",)
+DATASETS = tuple(images.DATASETS)
 CATALOGUE = Path(__file__).parent.parent / "catalogue" / "models.yaml"
 # Keys of a catalogue entry that describe the family and decide no weights.
 NOT_IDENTITY = ("seeds", "description", "label", "milliseconds_per_forward", "milliseconds_per_gradient")
@@ -38,7 +39,7 @@ class UnknownModel(LookupError):
 class ModelSpec:
     """One model: a catalogue entry at one seed.
 
-    ``architecture``: a file of this folder (``cnn``, ``vit``) or ``file`` (the user's own, see
+    ``architecture``: a file of this folder (``cnn``, ``vit``, ``fusion``) or ``file`` (the user's own, see
     ``windtunnel.models.load``); ``head``: ``linear``, ``abet`` or ``cosine_global``, ignored (None) for ``file``;
     ``recipe``: every number of the architecture and its training, as JSON values; ``dataset``: what it is trained on,
     None for ``file``; ``class_names``: by default the class numbers as words.
@@ -124,14 +125,13 @@ def data_identity(dataset: str | None) -> dict[str, Any] | None:
 
 @cache
 def _data_identity(dataset: str) -> tuple[tuple[str, Any], ...]:
-    if dataset != "photodigits":
+    if dataset not in DATASETS:
         raise ValueError(f"no training data called '{dataset}'; known: {', '.join(DATASETS)}")
-    from windtunnel.images import photodigits
-
+    module = images.dataset_module(dataset)
     return (
         ("dataset", dataset),
-        ("recipe_version", photodigits.RECIPE_VERSION),
-        ("training_digest", photodigits.training_digest()),
+        ("recipe_version", module.RECIPE_VERSION),
+        ("training_digest", module.training_digest()),
     )
 
 

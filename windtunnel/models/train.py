@@ -1,8 +1,9 @@
 """Training of the built-in models: fresh composites every epoch, one seed, one thread, the same weights every time.
 
-The seed decides the initial weights, the composites, their order and the random starts of adversarial training. The
-result is rounded to what float16 can hold (head and one-dimensional tensors excepted) unless that costs accuracy, so
-that shipped files are small and a stored model is exactly the model that was measured.
+Any data set of ``windtunnel.images`` will do: its module offers ``training_epoch(seed, epoch)``. The seed decides the
+initial weights, the composites, their order, the noise and the random starts of adversarial training. The result is
+rounded to what float16 can hold (head and one-dimensional tensors excepted) unless that costs accuracy, so that shipped
+files are small and a stored model is exactly the model that was measured.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from windtunnel import images
 from windtunnel.backend import torch
 from windtunnel.models.augment import shear
 from windtunnel.models.base import Classifier, freeze
 from windtunnel.models.build import build_classifier
-from windtunnel.models.recipes import AdversarialTraining, Training, read_recipe
+from windtunnel.models.consistency import VIEWS, consistency_loss, noisy_views
+from windtunnel.models.recipes import AdversarialTraining, ConsistencyTraining, Training, read_recipe
 from windtunnel.models.robustness import one_step, pgd_accuracy
 from windtunnel.models.spec import ModelSpec
 from windtunnel.models.weights import is_half, round_to_half
@@ -63,39 +66,67 @@ def log_progress(report: EpochReport) -> None:
 
 
 def train(spec: ModelSpec, *, progress: Progress = log_progress) -> tuple[Classifier, dict[str, Any]]:
-    """The trained, frozen model and its metrics on the test split.
+    """The trained, frozen model and its metrics on the data set's first test split.
 
-    Metrics: ``clean_accuracy``, ``n``, ``rounded`` (whether weights were rounded to float16),
-    ``clean_accuracy_unrounded`` and, for adversarial training, ``pgd20_accuracy`` by budget in 1/255. All measured on
-    the model as stored.
+    Metrics: ``split``, ``clean_accuracy``, ``n``, ``rounded`` (whether weights were rounded to float16),
+    ``clean_accuracy_unrounded``; where there are several splits ``test*``, ``accuracy_by_split``; for adversarial
+    training ``pgd20_accuracy`` by budget in 1/255; for training under noise ``noisy_accuracy`` by deviation (one draw
+    per image). All measured on the model as stored.
     """
-    from windtunnel.images import photodigits
-
     recipe = read_recipe(spec.recipe)
+    training, dataset = recipe.training, str(spec.dataset)
     model = build_classifier(
         architecture=spec.architecture, head=str(spec.head), recipe=spec.recipe, classes=spec.classes, seed=spec.seed
     )
-    fit(model, lambda e: photodigits.training_epoch(spec.seed, e), recipe.training, spec=spec, progress=progress)
+    penalty = None
+    if training.fusion is not None:
+        from windtunnel.models import fusion
+
+        def fit_expert(expert: Classifier, given: Training, named: ModelSpec) -> None:
+            fit(expert, epochs_of(dataset, spec.seed, given), given, spec=named, progress=progress)
+
+        fusion.train_experts(model.body, training.fusion, spec, fit_expert)
+        if training.fusion.foreground_penalty:
+            penalty = fusion.foreground_penalty(model, training.fusion.foreground_penalty)
+    fit(model, epochs_of(dataset, spec.seed, training), training, spec=spec, progress=progress, penalty=penalty)
     freeze(model)
-    test = photodigits.build("test")
-    x, y = as_tensors(test.images, test.labels)
-    metrics: dict[str, Any] = {"split": "test", "n": len(y)}
-    metrics["clean_accuracy_unrounded"] = accuracy(model, x, y)
-    metrics |= _round_if_harmless(model, x, y, metrics["clean_accuracy_unrounded"])
-    if recipe.training.adversarial is not None:
-        metrics["pgd20_accuracy"] = {str(b): pgd_accuracy(model, x, y, eps_255=b) for b in CARD_BUDGETS_255}
-    return model, metrics
+    return model, _measured(model, dataset, training)
 
 
-def first_epoch_digest(seed: int) -> str:
-    """SHA-256 of the images and labels of a seed's first epoch, for the card.
+def epochs_of(dataset: str, seed: int, training: Training) -> Callable[[int], Epoch]:
+    """Epoch number -> images and labels of a data set, as the training views it."""
+    module = images.dataset_module(dataset)
+    return lambda epoch: module.training_epoch(seed, epoch, **(training.view or {}))
+
+
+def first_epoch_digest(spec: ModelSpec) -> str:
+    """SHA-256 of the images and labels of a model's first epoch, for the card.
 
     Not part of any identity: it shows, by a test, that a change of pixels raised the data's recipe version.
     """
-    from windtunnel.images import photodigits
+    pixels, labels = epochs_of(str(spec.dataset), spec.seed, read_recipe(spec.recipe).training)(0)
+    return hashlib.sha256(pixels.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
 
-    images, labels = photodigits.training_epoch(seed, 0)
-    return hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
+
+def _measured(model: Classifier, dataset: str, training: Training) -> dict[str, Any]:
+    """Round the weights if that is harmless, then measure."""
+    tests = [name for name in images.splits(dataset) if name.startswith("test")]
+    data = {}
+    for name in tests:
+        built = images.build(dataset, name)
+        data[name] = as_tensors(built.images, built.labels)
+    x, y = data[tests[0]]
+    metrics: dict[str, Any] = {"split": tests[0], "n": len(y)}
+    metrics["clean_accuracy_unrounded"] = accuracy(model, x, y)
+    metrics |= _round_if_harmless(model, x, y, metrics["clean_accuracy_unrounded"])
+    if len(tests) > 1:
+        metrics["accuracy_by_split"] = {name: accuracy(model, *pair) for name, pair in data.items()}
+    if training.adversarial is not None:
+        metrics["pgd20_accuracy"] = {str(b): pgd_accuracy(model, x, y, eps_255=b) for b in CARD_BUDGETS_255}
+    if training.noise is not None:
+        noisy = noisy_views(x, sigma=training.noise, views=1, generator=torch.Generator().manual_seed(0))
+        metrics["noisy_accuracy"] = {str(training.noise): accuracy(model, noisy, y)}
+    return metrics
 
 
 def fit(
@@ -105,14 +136,18 @@ def fit(
     *,
     spec: ModelSpec,
     progress: Progress,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> None:
-    """Move the weights: ``epoch_data(e)`` gives uint8 images [N, H, W, 3] and labels [N] of epoch e. In place."""
+    """Move the weights: ``epoch_data(e)`` gives uint8 images [N, H, W, 3] and labels [N] of epoch e. In place.
+
+    ``penalty``: a further term of the loss. Parameters that want no gradient stay as they are.
+    """
     optimiser = _optimiser(model, training)
     generator = torch.Generator().manual_seed(spec.seed)
     for epoch in range(training.epochs):
-        images, labels = epoch_data(epoch)
-        images = shear(images, slope_64=training.shear_64, seed=spec.seed, epoch=epoch)
-        started, total, right = time.monotonic(), 0.0, 0
+        pixels, labels = epoch_data(epoch)
+        pixels = shear(pixels, slope_64=training.shear_64, seed=spec.seed, epoch=epoch)
+        started, total, right = time.monotonic(), 0.0, 0.0
         batches = torch.randperm(len(labels), generator=generator).split(training.batch)
         for index, rows in enumerate(batches):
             # A last batch of a single row has no batch statistics.
@@ -121,10 +156,13 @@ def fit(
             rate = training.learning_rate * schedule(epoch + index / len(batches), training)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            x, y = as_tensors(images[rows.numpy()], labels[rows.numpy()])
+            x, y = as_tensors(pixels[rows.numpy()], labels[rows.numpy()])
             if training.adversarial is not None:
                 x = _attacked(model, x, y, training.adversarial, epoch + index / len(batches), generator)
-            loss, hits = _step(model, x, y, optimiser)
+            if training.noise is not None:
+                views = VIEWS if training.consistency is not None else 1
+                x = noisy_views(x, sigma=training.noise, views=views, generator=generator)
+            loss, hits = _step(model, x, y, optimiser, consistency=training.consistency, penalty=penalty)
             total += loss * len(y)
             right += hits
         seconds = max(time.monotonic() - started, 1e-9)
@@ -168,18 +206,35 @@ def _attacked(
     return one_step(model, x, y, eps=eps, step=step, generator=generator)
 
 
-def _step(model: Classifier, x: Tensor, y: Tensor, optimiser: torch.optim.Optimizer) -> tuple[float, int]:
+def _step(
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    optimiser: torch.optim.Optimizer,
+    *,
+    consistency: ConsistencyTraining | None,
+    penalty: Callable[[], Tensor] | None,
+) -> tuple[float, float]:
+    """One step on a batch, or on several views of it (``x`` holds them one after the other); the loss and how many of
+    the batch were right, in the mean over views."""
     model.train()
     logits = model(x)
-    loss = torch.nn.functional.cross_entropy(logits, y)
+    views = len(x) // len(y)
+    target = y if views == 1 else y.repeat(views)
+    loss = torch.nn.functional.cross_entropy(logits, target)
+    if consistency is not None:
+        pairs = logits.unflatten(0, (views, len(y)))
+        loss = loss + consistency_loss(pairs, weight=consistency.weight, eta=consistency.eta)
+    if penalty is not None:
+        loss = loss + penalty()
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
-    return float(loss.detach()), int((logits.detach().argmax(1) == y).sum())
+    return float(loss.detach()), int((logits.detach().argmax(1) == target).sum()) / views
 
 
 def _optimiser(model: Classifier, training: Training) -> torch.optim.Optimizer:
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
