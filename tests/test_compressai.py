@@ -122,6 +122,9 @@ def test_hard_rounding_has_no_gradient_and_the_rules_have_one(compressai, archit
         (gradient,) = torch.autograd.grad((value - 0.5).square().sum(), x)
         assert bool(torch.isfinite(gradient).all()) and bool((gradient.flatten(1).abs().amax(1) > 0).all()), name
         gradients[name] = gradient
+        alone = torch.tensor(images[1:], requires_grad=True)
+        (by_itself,) = torch.autograd.grad((rule(alone) - 0.5).square().sum(), alone)
+        torch.testing.assert_close(by_itself[0], gradient[1], rtol=1e-3, atol=1e-6, msg=f"{name} knows its neighbours")
     assert torch.equal(gradients["straight-through"], gradients["dither"]) == rounds_itself
     assert not any("quantize" in part.__dict__ for part in defense.module.modules()), "put back"
     assert np.array_equal(defense.purify(images).images, real)

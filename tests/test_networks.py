@@ -185,12 +185,13 @@ def test_names_of_learned_defenses_and_their_networks() -> None:
     catalogue = own()
     found = catalogue.defense("sized-5-s3-x2")
     assert (found.family, found.rounds, found.network, found.networks) == ("sized", 2, "filter-5-s3", ("filter-5-s3",))
-    assert catalogue.defense("sized-5").network == catalogue.defense("sized-5-s0").network == "filter-5"
+    assert catalogue.defense("sized-5").network == "filter-5"
     assert catalogue.network("filter-5-s3").settings["size"] == 5
     chain = catalogue.defense("jpeg-50-then-sized-3-x2")
     assert chain.networks == ("filter-3",) and chain.rounds == 2
     for name, said in {
         "sized-5-s1": "no training seed 1; it has",
+        "sized-5-s0-x2": "the first training seed has no suffix; write 'sized-5'",
         "jpeg-50-s1": "is not trained and has no seeds; write 'jpeg-50'",
         "sized-4": "in steps of 2",
         "smoother": "write 'filter-<size>'",
@@ -245,3 +246,43 @@ def test_every_job_that_needs_a_network_waits_for_it_and_knows_its_recipe() -> N
     assert len(digests) == 3
     assert json.dumps(plan.network_settings("filter-5-s3"))
     assert plan.defense_settings("sized-5-s3")["networks"] == {"filter-5-s3": plan.network_digest("filter-5-s3")}
+
+
+def test_a_teacher_does_not_judge_what_it_taught() -> None:
+    taught = {**OWN, "networks": {"filter": {**OWN["networks"]["filter"], "teachers": ["digits-cnn-s1"]}}}
+
+    def refused(model: str, **more: Any) -> str:
+        block = {"images": "photodigits.test", "models": model, "defenses": ["none", "sized-5"], **more}
+        try:
+            Plan.of({"blocks": [block], "catalogue": taught}, base=EXAMPLE)
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    assert not refused("digits-cnn")
+    assert "'sized-5' may not be judged by 'digits-cnn-s1', which taught its network 'filter-5'" in refused(
+        "digits-cnn", seeds="all"
+    )
+    assert not refused("digits-cnn-s1", defenses="none")
+
+
+def test_a_users_images_train_on_train_and_are_measured_on_fit_whatever_scores_are_fitted_on(tmp_path: Path) -> None:
+    for split in ("train", "fit", "test"):
+        (tmp_path / f"{split}.parquet").write_bytes(split.encode())
+    images = {f"mine.{split}": {"file": f"{split}.parquet", "role": "id" if split == "test" else split} for split in
+              ("train", "fit", "test")}  # fmt: skip
+    (tmp_path / "mine").symlink_to(EXAMPLE / "mine")
+
+    def planned(fit_on: str) -> Plan:
+        section = {**OWN, "images": images}
+        section["networks"] = {"filter": {"method": "mine/smoothing_filter.py", "dataset": "mine"}}
+        section["defenses"] = {"smoother": {"method": "mine/smoother.py", "network": "filter"}}
+        block = {"images": "mine.test", "models": "digits-cnn", "defenses": "smoother"}
+        return Plan.of({"blocks": [block], "catalogue": section, "fit_on": fit_on}, base=tmp_path)
+
+    one, other = planned("train"), planned("fit")
+    assert one.network_digest("filter") == other.network_digest("filter")
+    assert {"train", "fit"} <= set(one.datasets["mine"])
+    assert one.network_inputs("filter") == ["results/images/mine/manifest.json"]
+    (tmp_path / "fit.parquet").write_bytes(b"other")
+    assert planned("fit").network_digest("filter") != other.network_digest("filter")

@@ -89,6 +89,18 @@ def test_the_margin_decides(low: float | None, high: float | None, said: str) ->
     assert verdict(low, high) == said
 
 
+def test_a_seed_that_failed_is_no_seed_left_out_and_two_are_too_few() -> None:
+    broken = rows()
+    for row in broken:
+        if row["metric"] == "robust_accuracy" and row["defense"] == "hyperprior64-real-1-s2":
+            row["value"] = None
+    found = realism(metric_frame(broken)).data
+    assert found["seed"].tolist() == ["0", "1", "2", "over seeds"]
+    assert found["verdict"].tolist()[2:] == ["not answered: a decoder has no worst case"] * 2
+    assert pd.isna(found["gain"].iloc[3])
+    assert table(gains=GAINS[:2])["verdict"].iloc[2] == "not answered: fewer than 3 codec seeds"
+
+
 def test_pairs_are_decoders_of_one_codec_rate_seed_and_rounds() -> None:
     alone = ["hyperprior-real-2", "jpeg-50"]
     both = ["hyperprior-1", "hyperprior-real-1", "hyperprior-1-s1-x3", "hyperprior-real-1-s1-x3"]

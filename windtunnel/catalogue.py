@@ -709,6 +709,8 @@ class Catalogue:
             match = STRENGTH.match(rest)
             if match:
                 family, value = match["rest"], int(match["value"])
+        if seed is not None:
+            self._check_seed(name, whole, rest, family, seed)
         entry: DefenseEntry = self._get("defenses", family, "defense", "; grammar: <family>-<integer>[-x<rounds>]")
         settings = dict(entry.settings)
         if entry.argument is None and value is not None:
@@ -738,13 +740,19 @@ class Catalogue:
                 if learned
                 else f"defense '{name}': '{entry.method}' carries no trained network; leave network out"
             )
-        if seed is not None and not learned:
-            raise LookupError(f"defense '{whole}': '{family}' is not trained and has no seeds; write '{rest}'")
         network = self._network_of(entry, value, seed) if learned else None
         if network and entry.argument not in card.types and self.network(network).entry.argument == entry.argument:
             settings.pop(str(entry.argument), None)  # the integer decides the weights, not what is done with them
         settings = self._settings(f"defense '{name}'", card, settings)
         return DefenseChoice(name, family, rounds, entry, card, settings, network=network)
+
+    def _check_seed(self, name: str, whole: str, rest: str, family: str, seed: int) -> None:
+        """A seed needs a trained family; the first seed has no suffix, or one network would be two defenses."""
+        entry: DefenseEntry = self._get("defenses", family, "defense")
+        if entry.network is None:
+            raise LookupError(f"defense '{whole}': '{family}' is not trained and has no seeds; write '{rest}'")
+        if seed == self._get("networks", entry.network, "network").seeds[0]:
+            raise LookupError(f"defense '{name}': the first training seed has no suffix; write '{rest}'")
 
     def _network_of(self, entry: DefenseEntry, value: int | None, seed: int | None) -> str:
         """The name of the network that a learned defense carries, checked."""

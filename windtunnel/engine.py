@@ -20,7 +20,7 @@ import numpy as np
 from windtunnel.attacks.base import Attack, Loss, Rows, Tensor
 from windtunnel.attacks.losses import margin as margin_of
 from windtunnel.backend import torch
-from windtunnel.defenses.base import BackwardRule, Defense, Draw, RandomDefense, apply_draws, repeat
+from windtunnel.defenses.base import BackwardRule, Defense, Draw, RandomDefense, apply_draws
 from windtunnel.defenses.rules import control_rules
 
 Mode = Literal["search", "full"]
@@ -202,7 +202,9 @@ class Pipeline:
                 raise TypeError(f"{type(self.defense).__name__} is random: draw its dice first")
             found = apply_draws(self.defense, images, draws).images
         else:
-            found = repeat(self.defense, images, self.rounds).images
+            found = images
+            for _ in range(self.rounds):
+                found = self.defense.cleaned(found)
         cleaned = np.ascontiguousarray(found, dtype=np.float32)
         if cleaned.shape != images.shape:
             raise ValueError(f"the defense changed the shape from {images.shape} to {cleaned.shape}")

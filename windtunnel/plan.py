@@ -191,6 +191,7 @@ class Plan:
         if not problems:
             for name in self.networks:
                 self._check_network(problems, name)
+            self._check_teachers(problems)
         for (dataset, defense), _ in self.surrogates.items():
             self._lookup(problems, f"the learned surrogate of '{defense}'", self.surrogate_set, dataset)
         return problems
@@ -278,11 +279,27 @@ class Plan:
             if not path.is_file():
                 problems.append(f"catalogue.networks.{choice.family}.weights: no file '{path}'")
         elif choice.entry.dataset is not None and choice.entry.dataset not in images.DATASETS:
-            for split in ("train", self.run.fit_on):
+            for split in ("train", "fit"):
                 self._lookup(
                     problems, f"catalogue.networks.{choice.family}.dataset", self.catalogue.images,
                     f"{choice.entry.dataset}.{split}",
                 )  # fmt: skip
+
+    def _check_teachers(self, problems: list[str]) -> None:
+        """A model that taught a defense may not judge it, nor measure it: its answer says how well it was taught."""
+        pairs = {(w.cell.defense, w.cell.model) for w in self._wanted.values()}
+        pairs |= {(k.defense, k.model) for k in (*self._diagnostics, *self._certified)}
+        for defense, model in sorted(pairs):
+            networks = self.catalogue.defense(defense).networks if defense != NONE else ()
+            for network in networks:
+                choice = self.catalogue.network(network)
+                measures = bool(choice.card.constants.get("last_teacher_measures", False))
+                taught = choice.entry.teachers[:-1] if measures else choice.entry.teachers
+                if model in {self.catalogue.model(t).name for t in taught}:
+                    problems.append(
+                        f"'{defense}' may not be judged by '{model}', which taught its network '{network}': "
+                        f"judge it by another model or training seed"
+                    )
 
     def _diagnostic_rules(self, block: DiagnosticBlock, defense: str) -> tuple[str, ...]:
         if defense == NONE:
@@ -555,7 +572,7 @@ class Plan:
         if dataset in images.DATASETS:
             data: Any = data_identity(dataset)
         else:
-            sets = [self.set_choice(f"{dataset}.{split}") for split in ("train", self.run.fit_on)]
+            sets = [self.set_choice(f"{dataset}.{split}") for split in ("train", "fit")]
             data = {s.name: file_digest(self.catalogue.base / (s.file or "")) for s in sets}
         teachers = [recipe_digest(self.model_spec(t)) for t in entry.teachers]
         return {**found, "seed": choice.seed, "data": data, "teachers": teachers}
@@ -837,7 +854,7 @@ class Plan:
         for name in self.trained_networks:
             dataset = self.catalogue.network(name).entry.dataset
             if dataset not in images.DATASETS:
-                others += [f"{dataset}.train", f"{dataset}.{self.run.fit_on}"]
+                others += [f"{dataset}.train", f"{dataset}.fit"]
         for name in others:
             choice = self.set_choice(name)
             found.setdefault(choice.dataset, set()).add(choice.split)

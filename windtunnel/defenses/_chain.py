@@ -51,12 +51,17 @@ class Chain(Defense):
 
     def purify(self, images: Images) -> Purified:
         result = Purified(images)
-        file_bits = payload_bits = None
+        file_bits = payload_bits = None  # a codec may know its payload only
         for stage in self.stages:
             result = stage.purify(result.images)
-            if result.file_bits is not None:
+            if result.file_bits is not None or result.payload_bits is not None:
                 file_bits, payload_bits = result.file_bits, result.payload_bits
         return Purified(result.images, file_bits=file_bits, payload_bits=payload_bits)
+
+    def cleaned(self, images: Images) -> Images:
+        for stage in self.stages:
+            images = stage.cleaned(images)
+        return images
 
     def backward_rules(self, rounds: int = 1) -> dict[str, BackwardRule]:
         from windtunnel.defenses.rules import compose_rules

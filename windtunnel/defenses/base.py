@@ -48,6 +48,10 @@ class Defense(ABC):
     def purify(self, images: Images) -> Purified:
         """The real defense on [N, 3, H, W] float32 images in [0, 1]; the result has the same shape, type and range."""
 
+    def cleaned(self, images: Images) -> Images:
+        """The images of ``purify`` alone: what attacks ask for at every step. To be overridden where bits cost time."""
+        return self.purify(images).images
+
     def backward_rules(self, rounds: int = 1) -> dict[str, BackwardRule]:
         """Differentiable stand-ins ``x -> x`` ([N, 3, H, W] in and out), one per name in ``rules``.
 

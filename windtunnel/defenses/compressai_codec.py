@@ -73,14 +73,17 @@ class CompressAIPurification(LearnedDefense):
     def backward_rules(self, rounds: int = 1) -> dict[str, BackwardRule]:
         from windtunnel.defenses.rules import repeated, with_generic
 
-        own = {"straight-through": self._rule(straight_through), "dither": self._rule(dithered)}
+        own = {
+            "straight-through": self._rule(lambda rows: straight_through),
+            "dither": self._rule(dithered_in_batches_of),
+        }
         for name, rule in own.items():
             _require_gradient(name, rule)
         return with_generic(self.rules, **{name: repeated(rule, rounds) for name, rule in own.items()})
 
-    def _rule(self, quantize: Callable[..., torch.Tensor]) -> BackwardRule:
+    def _rule(self, quantizer: Callable[[int], Callable[..., torch.Tensor]]) -> BackwardRule:
         def rule(x: torch.Tensor) -> torch.Tensor:
-            with quantizing(self.module, quantize):
+            with quantizing(self.module, quantizer(len(x))):
                 return self._answer(x)["x_hat"]
 
         return rule
@@ -118,12 +121,24 @@ def straight_through(x: torch.Tensor, mode: str, means: torch.Tensor | None = No
 
 
 def dithered(x: torch.Tensor, mode: str, means: torch.Tensor | None = None) -> torch.Tensor:
-    """With the training's uniform noise in [-1/2, 1/2), of one seed and shared by all rows."""
+    """With the training's uniform noise in [-1/2, 1/2), of one seed and shared by all rows: [N, ...] latents."""
     from windtunnel.backend import torch
 
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand((1, *x.shape[1:]), generator=generator, dtype=torch.float32) - 0.5
     return x + noise.to(x)
+
+
+def dithered_in_batches_of(rows: int) -> Callable[..., torch.Tensor]:
+    """``dithered``, also where an entropy bottleneck hands over [C, 1, rows * places], rows outermost."""
+
+    def quantize(x: torch.Tensor, mode: str, means: torch.Tensor | None = None) -> torch.Tensor:
+        if x.dim() != 3 or x.shape[1] != 1:
+            return dithered(x, mode, means)
+        by_row = x.reshape(x.shape[0], rows, -1).transpose(0, 1)
+        return dithered(by_row, mode).transpose(0, 1).reshape(x.shape)
+
+    return quantize
 
 
 def _require_gradient(name: str, rule: BackwardRule) -> None:

@@ -86,6 +86,6 @@ PHOTODIGITS_CONTEXT: dict[str, SplitInfo] = {
     "train": _labelled("train", 2100, "digits over their group's own photograph with probability .9, else another"),
     "fit": _labelled("fit", 988, "digits 1050-1296, the photograph agrees with probability .9"),
     "test90": _labelled("id", 500, "every test digit once, the photograph agrees with probability .9 as in training"),
-    "test50": _labelled("shifted", 500, "the same digits, the photograph agrees with probability .5"),
-    "test10": _labelled("shifted", 500, "the same digits, the photograph agrees with probability .1"),
+    "test50": _labelled("id", 500, "the same digits, the photograph agrees with probability .5"),
+    "test10": _labelled("id", 500, "the same digits, the photograph agrees with probability .1"),
 }

@@ -40,12 +40,14 @@ class Network(ABC):
 
     Class constants (literals, read by the plan without importing torch): ``algorithm_version``, raised whenever the
     same recipe would give other weights; ``libraries`` the packages it needs beside torch; ``teachers`` how many
-    teachers it needs at least.
+    teachers it needs at least; ``last_teacher_measures`` whether the last of them has no part in training and only
+    measures on the card (it may then measure in a run, too; those that teach may not judge).
     """
 
     algorithm_version: ClassVar[int] = 1
     libraries: ClassVar[tuple[str, ...]] = ()
     teachers: ClassVar[int] = 0
+    last_teacher_measures: ClassVar[bool] = False
 
     @abstractmethod
     def build(self) -> torch.nn.Module:

@@ -26,9 +26,11 @@ class Factorized(CodecNetwork):
     of the originals' in place of .59, at .40 payload bits per pixel (988 held-out images; its card).
     """
 
-    algorithm_version: ClassVar[int] = 1
+    algorithm_version: ClassVar[int] = 2
+    prior_speed: ClassVar[float] = 10.0
     libraries: ClassVar[tuple[str, ...]] = ()
-    teachers: ClassVar[int] = 1
+    teachers: ClassVar[int] = 2
+    last_teacher_measures: ClassVar[bool] = True
 
     rate: int
     stride: int = 4

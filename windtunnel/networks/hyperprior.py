@@ -26,7 +26,8 @@ class Hyperprior(CodecNetwork):
 
     algorithm_version: ClassVar[int] = 1
     libraries: ClassVar[tuple[str, ...]] = ()
-    teachers: ClassVar[int] = 1
+    teachers: ClassVar[int] = 2
+    last_teacher_measures: ClassVar[bool] = True
 
     rate: int
     stride: int = 4

@@ -12,11 +12,22 @@ from windtunnel.metrics.intervals import t_interval
 from windtunnel.present import words
 from windtunnel.present.estimates import frame, match, ordered, place_words, put
 from windtunnel.present.layout import Column, Table
-from windtunnel.present.select import PLACE, absent, clean_rows, diagnostic_rows, first, full_name, only, tidy
+from windtunnel.present.select import (
+    PLACE,
+    absent,
+    clean_rows,
+    diagnostic_rows,
+    first,
+    full_name,
+    in_distribution,
+    only,
+    tidy,
+)
 from windtunnel.present.select import robust_rows as robust
 from windtunnel.present.style import defense_order, defense_rounds
 
 REALISTIC = "-real"
+LEAST_SEEDS = 3
 RATE_TOLERANCE = 0.03
 """Payload bits of a pair may differ by so much of the smaller one, or the pair is not matched."""
 MARGIN = 0.03
@@ -37,13 +48,16 @@ def realism(metrics: pd.DataFrame) -> Table:
     """A row per pair and codec seed, then one over seeds with the verdict; by image set, model and threat."""
     metrics = tidy(metrics)
     outcomes = robust(metrics, "all")
+    # with those that failed, whose value is null: a seed that failed may not be left out in silence
+    known = only(in_distribution(metrics), metric="robust_accuracy", against="all")
     rates, clean, measured = clean_rows(metrics, "bpp_payload"), clean_rows(metrics), diagnostic_rows(metrics)
     distances = measured[measured["quantity"] == "kid"]
     lines: list[dict[str, Any]] = []
     for place in ordered(outcomes[[*PLACE, "threat"]], "threat"):
         here = only(outcomes, **match(place), threat=place["threat"])
+        named = only(known, **match(place), threat=place["threat"])["defense"]
         by_pair: dict[str, list[dict[str, Any]]] = {}
-        for faithful, realistic in pairs(here["defense"]):
+        for faithful, realistic in pairs(named):
             network = _network(distances, place, (faithful, realistic))
             line = _one(place, faithful, realistic, here, only(rates, **match(place)), only(clean, **match(place)))
             line |= _distances(distances, place, network, faithful, realistic)
@@ -161,6 +175,8 @@ def _counts(line: dict[str, Any]) -> bool:
 
 
 def _why_not(line: dict[str, Any]) -> str:
+    if line["gain"] is None:
+        return "not answered: a decoder has no worst case"
     if line["bpp_gap"] is None or line["bpp_gap"] > RATE_TOLERANCE:
         return "not answered: rates not matched"
     if line["kid_gain_low"] is None:
@@ -178,6 +194,8 @@ def _summary(pair: list[dict[str, Any]]) -> dict[str, Any]:
     found = t_interval([one["gain"] for one in pair])
     line |= {"gain": found.mean, "gain_low": found.ci_low, "gain_high": found.ci_high}
     lacking = [one["verdict"] for one in pair if not _counts(one)]
+    if not lacking and len({one["seed"] for one in pair}) < LEAST_SEEDS:
+        lacking = [f"not answered: fewer than {LEAST_SEEDS} codec seeds"]
     line["verdict"] = lacking[0] if lacking else verdict(found.ci_low, found.ci_high)
     return line
 

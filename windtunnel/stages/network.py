@@ -68,7 +68,7 @@ def training_data(plan: Plan, name: str, models: Path) -> TrainingData:
         held_out = images.build(dataset, "fit")
     else:
         train = image_stage.read(plan, f"{dataset}.train", NONE, None)
-        held_out = image_stage.read(plan, f"{dataset}.{plan.run.fit_on}", NONE, None)
+        held_out = image_stage.read(plan, f"{dataset}.fit", NONE, None)
 
         def epoch(number: int) -> tuple[np.ndarray, np.ndarray]:
             order = np.random.default_rng([choice.seed, number]).permutation(len(train.sample_ids))
@@ -78,7 +78,7 @@ def training_data(plan: Plan, name: str, models: Path) -> TrainingData:
         epoch=epoch,
         held_out=nchw(held_out.images),
         labels=_labels(held_out),
-        teachers=tuple(load_model(models / teacher) for teacher in choice.entry.teachers),
+        teachers=tuple(load_model(models / plan.catalogue.model(t).name) for t in choice.entry.teachers),
     )
 
 

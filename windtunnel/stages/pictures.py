@@ -10,6 +10,7 @@ import pandas as pd
 
 from windtunnel import store
 from windtunnel.catalogue import NONE
+from windtunnel.jobs import log
 from windtunnel.plan import Cell, Plan
 from windtunnel.stages import attack as attack_stage
 from windtunnel.stages import images as image_stage
@@ -53,11 +54,11 @@ def attacked(plan: Plan, samples: pd.DataFrame) -> list[Picture]:
         return []
     key = shown.cell.attack
     chosen = _one_per_class(shown.plain_rows, shown.labels)
-    behind = next(iter(_judged_behind(plan, shown.cell)), None)
-    rows = None if behind is None else _rows_of(plan, samples, behind, shown.ids)
+    judged = ((cell, _rows_of(plan, samples, cell, shown.ids)) for cell in _judged_behind(plan, shown.cell))
+    behind, rows = next(((cell, rows) for cell, rows in judged if rows is not None), (None, None))
     seen = None
     if behind is not None and rows is not None:
-        seen = _purified(plan, behind.defense, shown.attacked[chosen], [shown.ids[i] for i in chosen])
+        seen = _purified_or_none(plan, behind.defense, shown.attacked[chosen], [shown.ids[i] for i in chosen])
     found = []
     for place, i in enumerate(chosen):
         after = rows.iloc[i] if seen is not None and rows is not None else None
@@ -113,10 +114,10 @@ def defended(plan: Plan, samples: pd.DataFrame) -> DefenseGallery | None:
     i = shown.ids.index(turned[0])
     made = []
     for name in names:
-        try:
-            seen = [_purified(plan, name, x[i : i + 1], [turned[0]])[0] for x in (shown.clean, shown.attacked)]
-        except purify_stage.NetworkMissing:
+        found = [_purified_or_none(plan, name, x[i : i + 1], [turned[0]]) for x in (shown.clean, shown.attacked)]
+        if any(images is None for images in found):
             continue
+        seen = [images[0] for images in found]
         before, after = (rows.loc[turned[0]] for rows in pairs[name])
         made.append(
             DefendedRow(
@@ -200,6 +201,15 @@ def _chosen(plan: Plan, names: list[str]) -> list[str]:
     return sorted(list(dict.fromkeys(order))[:DEFENSES], key=style.defense_order)
 
 
+def _purified_or_none(plan: Plan, name: str, images: np.ndarray, sample_ids: list[str]) -> np.ndarray | None:
+    """As ``_purified``; None, and a line of log, where it fails: a gallery must not stop the report that says why."""
+    try:
+        return _purified(plan, name, images, sample_ids)
+    except Exception as error:
+        log.warning("left out of the gallery: %s: %s: %s", name, type(error).__name__, error)
+        return None
+
+
 def _purified(plan: Plan, name: str, images: np.ndarray, sample_ids: list[str]) -> np.ndarray:
     """Images behind a defense; behind a random one with the first dice of those that judged."""
     from windtunnel import engine
@@ -213,10 +223,11 @@ def _purified(plan: Plan, name: str, images: np.ndarray, sample_ids: list[str]) 
 
 
 def _partly(plan: Plan, samples: pd.DataFrame, cell: Cell) -> pd.DataFrame | None:
-    """A cell's rows by sample, whichever samples it has; None where the run has no such cell."""
+    """A cell's rows by sample, whichever samples it has, failed ones left out; None where the run has no such cell."""
     if cell not in {w.cell for w in plan.cells}:
         return None
-    return samples[samples["cell_id"] == plan.cell_id(cell)].set_index("sample_id")
+    rows = samples[samples["cell_id"] == plan.cell_id(cell)].set_index("sample_id")
+    return rows[rows["status"] != "error"]
 
 
 def _rows_of(plan: Plan, samples: pd.DataFrame, cell: Cell, sample_ids: list[str]) -> pd.DataFrame | None:
