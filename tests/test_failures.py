@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from workflow import ROOT, Run
+from workflow import ROOT, Run, planned_rules
 
 import windtunnel
 
@@ -209,3 +209,53 @@ def test_a_full_disk_names_the_file_and_loses_nothing(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("results/x/job/*.parquet"))) == 1
     assert not list(tmp_path.glob("results/x/job/.*.tmp"))
     assert not (tmp_path / "results/x/job.json").exists()
+
+
+NETWORK = '''"""A network whose training fails while the file '{flag}' exists."""
+import os
+from dataclasses import dataclass
+
+from windtunnel.backend import torch
+from windtunnel.networks.base import Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bad(Network):
+    """See above."""
+
+    def build(self):
+        return torch.nn.Conv2d(3, 3, 1)
+
+    def train(self, module, data, *, seed):
+        if os.path.exists("{flag}"):
+            raise ArithmeticError("the training went wrong")
+'''
+
+
+def test_a_network_that_cannot_be_trained_costs_its_own_cells_only_and_is_tried_again(tmp_path: Path) -> None:
+    flag = tmp_path / "fail"
+    flag.touch()
+    run = Run(tmp_path / "run").configure(
+        config(
+            catalogue={
+                "networks": {"bad": {"method": "bad.py", "dataset": "photodigits"}},
+                "defenses": {"hopeless": {"method": "smoother.py", "network": "bad"}},
+            },
+            blocks=[
+                {"images": "photodigits.test", "n": 16, "models": "digits-cnn", "attacks": ["none", "fgsm"],
+                 "threats": ["none", "linf-8"], "defenses": ["none", "bits-3", "hopeless"]},
+            ],
+        )
+    )  # fmt: skip
+    (run.folder / "bad.py").write_text(NETWORK.format(flag=flag))
+    example = ROOT / "docs" / "examples" / "own_methods" / "mine" / "smoother.py"
+    (run.folder / "smoother.py").write_text(example.read_text())
+    out = run.snakemake(ok=False)
+    assert "the training went wrong" in out[-3000:] and (run.folder / "results" / "report.html").exists()
+    cells = windtunnel.load(run.folder / "results", "cells").set_index("defense")
+    assert set(cells.loc["hopeless", "status"]) == {"error"} and set(cells.loc["bits-3", "status"]) == {"ok"}
+    assert "network_provide" in planned_rules(run.snakemake("--dry-run"))
+    flag.unlink()
+    run.snakemake()
+    cells = windtunnel.load(run.folder / "results", "cells")
+    assert set(cells["status"]) == {"ok"}
