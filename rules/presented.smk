@@ -9,6 +9,7 @@ rule present_tables:
         metrics="results/tables/metrics.parquet",
         costs="results/tables/costs.parquet",
         certified="results/tables/certified_accuracy.parquet",
+        diagnostics="results/tables/diagnostics.parquet",
         images=[f"results/images/{d}/manifest.json" for d in PLAN.datasets],
     output:
         **{

@@ -33,10 +33,12 @@ def all_tables(
     composed: Composed = SIMPLE,
     certified: pd.DataFrame | None = None,
     costs: pd.DataFrame | None = None,
+    measured: pd.DataFrame | None = None,
 ) -> dict[str, Table]:
     """Every table of a run by name, in the order of the report. ``samples`` (columns ``SAMPLE_COLUMNS``) are what
     batteries are counted from; ``composed`` says which names are batteries and ensembles, and of what;
-    ``certified`` is ``certified_accuracy.parquet``, ``costs`` is ``costs.parquet``.
+    ``certified`` is ``certified_accuracy.parquet``, ``costs`` is ``costs.parquet``,
+    ``measured`` is ``diagnostics.parquet``.
     """
     made = (
         robust_accuracy(metrics, cells, composed),
@@ -44,7 +46,7 @@ def all_tables(
         transfer(metrics, cells, composed),
         defenses(metrics, cells),
         defense_costs(cells, costs),
-        realism(metrics),
+        realism(metrics, measured),
         shifts(metrics, cells),
         certificates(certified),
         diagnostics(metrics, composed),

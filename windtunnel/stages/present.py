@@ -29,6 +29,7 @@ def write_tables(plan: Plan) -> None:
         composed=composed(plan),
         certified=store.load("results", "certified_accuracy"),
         costs=store.load("results", "costs"),
+        measured=store.load("results", "diagnostics"),
     )
     written = render.write_tables(PRINTED, made)
     store.write_json(PRINTED / "index.json", {"run": plan.run.name, "files": sorted({p.name for p in written})})
