@@ -25,6 +25,7 @@ LATER = (
     "digits-noise",
     "digits-consistency",
     "digits64-cnn",
+    "digits64-cnn-s1",
     "digits64-vit",
     "context-plain",
     "context-foreground",
