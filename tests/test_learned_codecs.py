@@ -393,7 +393,9 @@ def test_a_shipped_codec_is_what_its_card_says(name):
     metrics, codec = card["metrics"], load(recipe_of(plan, name), RESOURCES / name)
     assert metrics["bpp"] == pytest.approx(metrics["bpp_estimated"], rel=0.02, abs=32 / 1024)
     assert metrics["realism"]["psnr"] < metrics["distortion"]["psnr"]
-    assert metrics["realism"]["kid"] < metrics["distortion"]["kid"]
+    # at fine rates both are near the originals: the realistic decoder may not be *clearly* farther than the other
+    error = sum(metrics[d]["kid_error"] ** 2 for d in ("realism", "distortion")) ** 0.5
+    assert metrics["realism"]["kid"] < metrics["distortion"]["kid"] + 2 * error
     assert metrics["realism"]["detail"] > metrics["distortion"]["detail"]
     dataset = plan.catalogue.network(name).entry.dataset
     x = nchw(image_sets.build(dataset, "fit").images)[:64]
